@@ -1,0 +1,7 @@
+//! Felix's calculation: from the stream of v1 entries to what this node has to enforce.
+//!
+//! Pure: no runtime, sockets, clock or processes. One task owns a [`Graph`], feeds it updates and takes the
+//! difference with `flush`. Output depends on the current input only: any order of arrival, any repetition
+//! and any intermediate states give the same final output (`testing/expand.rs` re-runs every case so).
+
+pub mod output;

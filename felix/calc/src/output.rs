@@ -1,0 +1,155 @@
+//! What the calculation puts out: plain enums, consumed by the dataplane managers.
+//!
+//! Order within one flush: IP sets added and changed, policies, profiles, endpoints; then endpoint, profile,
+//! policy and IP-set removals. One pending entry per object, so a slow dataplane is bounded by state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey};
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Resolved configuration parameters from the datastore, by name: global, selector-scoped, per host
+    /// already merged in that order. Environment and file come on top of it, in felix itself.
+    Config(BTreeMap<String, String>),
+    IpSetUpdate { id: String, kind: IpSetKind, members: BTreeSet<String> },
+    IpSetDelta { id: String, added: Vec<String>, removed: Vec<String> },
+    PolicyUpdate { key: PolicyKey, policy: ActivePolicy },
+    ProfileUpdate { name: String, profile: ActiveProfile },
+    WorkloadEndpointUpdate { key: WorkloadEndpointKey, endpoint: WorkloadEndpoint },
+    HostEndpointUpdate { key: HostEndpointKey, endpoint: HostEndpoint },
+    WorkloadEndpointRemove { key: WorkloadEndpointKey },
+    HostEndpointRemove { key: HostEndpointKey },
+    ProfileRemove { name: String },
+    PolicyRemove { key: PolicyKey },
+    IpSetRemove { id: String },
+    PoolUpdate { cidr: IpNet, pool: syncer_common::model::values::IpPool },
+    PoolRemove { cidr: IpNet },
+    /// Every node's addresses, this one's included.
+    HostUpdate { node: String, host: Host },
+    HostRemove { node: String },
+}
+
+/// Members are text as `ipset` takes it: `10.0.0.1`, `10.0.0.0/8`, `10.0.0.1,tcp:80`. A set holds both
+/// families; the dataplane splits them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpSetKind {
+    Ip,
+    IpAndPort,
+    Net,
+}
+
+/// A rule whose selectors have become IP sets. Fields as in `conformance/iptables_rules.json`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rule {
+    pub action: String,
+    /// 4, 6, or 0 for both.
+    pub ip_version: u32,
+    pub protocol: Option<Protocol>,
+    pub src_nets: Vec<String>,
+    pub src_ports: Vec<(u16, u16)>,
+    pub src_named_port_ip_set_ids: Vec<String>,
+    pub dst_nets: Vec<String>,
+    pub dst_ports: Vec<(u16, u16)>,
+    pub dst_named_port_ip_set_ids: Vec<String>,
+    pub icmp: Option<Icmp>,
+    pub src_ip_set_ids: Vec<String>,
+    pub dst_ip_set_ids: Vec<String>,
+    pub dst_ip_port_set_ids: Vec<String>,
+    pub not_protocol: Option<Protocol>,
+    pub not_src_nets: Vec<String>,
+    pub not_src_ports: Vec<(u16, u16)>,
+    pub not_src_named_port_ip_set_ids: Vec<String>,
+    pub not_dst_nets: Vec<String>,
+    pub not_dst_ports: Vec<(u16, u16)>,
+    pub not_dst_named_port_ip_set_ids: Vec<String>,
+    pub not_icmp: Option<Icmp>,
+    pub not_src_ip_set_ids: Vec<String>,
+    pub not_dst_ip_set_ids: Vec<String>,
+    /// Become comments in the kernel.
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Number(u8),
+    /// Lower case: tcp, udp, icmp, icmpv6, sctp, udplite.
+    Name(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Icmp {
+    pub icmp_type: u8,
+    pub code: Option<u8>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ActivePolicy {
+    pub tier: String,
+    pub namespace: String,
+    pub inbound: Vec<Rule>,
+    pub outbound: Vec<Rule>,
+    pub untracked: bool,
+    pub pre_dnat: bool,
+    /// As written in the datastore: adjacent policies with equal selectors share a group chain.
+    pub original_selector: String,
+    /// The hint AssumeNeededOnEveryNode: program the chains even when no local endpoint uses them.
+    pub always_needed: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ActiveProfile {
+    pub inbound: Vec<Rule>,
+    pub outbound: Vec<Rule>,
+}
+
+/// Policies of one tier that apply to an endpoint, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tier {
+    pub name: String,
+    /// `Deny` or `Pass`.
+    pub default_action: String,
+    pub ingress: Vec<PolicyRef>,
+    pub egress: Vec<PolicyRef>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyRef {
+    pub key: PolicyKey,
+    pub original_selector: String,
+}
+
+/// A local workload endpoint with what applies to it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WorkloadEndpoint {
+    pub active: bool,
+    pub interface: String,
+    pub mac: String,
+    pub profile_ids: Vec<String>,
+    pub ipv4_nets: Vec<IpNet>,
+    pub ipv6_nets: Vec<IpNet>,
+    pub allow_spoofed_source_prefixes: Vec<IpNet>,
+    pub tiers: Vec<Tier>,
+}
+
+/// A local host endpoint with what applies to it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostEndpoint {
+    /// Interface, `*`, or empty when the expected addresses decide.
+    pub name: String,
+    pub expected_ips: Vec<std::net::IpAddr>,
+    pub profile_ids: Vec<String>,
+    pub tiers: Vec<Tier>,
+    pub untracked_tiers: Vec<Tier>,
+    pub pre_dnat_tiers: Vec<Tier>,
+    pub forward_tiers: Vec<Tier>,
+}
+
+/// A node's addresses, as routing and the built-in IP sets need them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Host {
+    pub ipv4: Option<std::net::Ipv4Addr>,
+    pub ipv6: Option<std::net::Ipv6Addr>,
+    pub labels: BTreeMap<String, String>,
+}

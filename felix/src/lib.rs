@@ -1,0 +1,6 @@
+//! The node agent for policy and routes: thin, fed by typha's stream, writing differences to the kernel.
+
+pub mod ipsets;
+pub mod iptables;
+pub mod routetable;
+pub mod rules;

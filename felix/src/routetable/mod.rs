@@ -1,0 +1,1 @@
+//! Routes: desired state and ownership (pure), and the netlink driver.

@@ -1,0 +1,1 @@
+//! Rule rendering: from calculated policy to chains. Pure.

@@ -1,0 +1,1 @@
+//! Which datastore, from settings.

@@ -1,0 +1,131 @@
+//! Kinds of entries on the wire: what a stream subscribes to and what is in sync, kind by kind.
+
+use super::Key;
+
+/// A kind of entry. The names are those that hellos, snapshots and status messages carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    ReadyFlag,
+    GlobalConfig,
+    HostConfig,
+    Tier,
+    Policy,
+    ProfileRules,
+    ProfileLabels,
+    NetworkSet,
+    WorkloadEndpoint,
+    HostEndpoint,
+    IpPool,
+    Block,
+    BlockAffinity,
+    Node,
+    FelixConfiguration,
+    BgpConfiguration,
+    BgpPeer,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 17] = [
+        Kind::ReadyFlag,
+        Kind::GlobalConfig,
+        Kind::HostConfig,
+        Kind::Tier,
+        Kind::Policy,
+        Kind::ProfileRules,
+        Kind::ProfileLabels,
+        Kind::NetworkSet,
+        Kind::WorkloadEndpoint,
+        Kind::HostEndpoint,
+        Kind::IpPool,
+        Kind::Block,
+        Kind::BlockAffinity,
+        Kind::Node,
+        Kind::FelixConfiguration,
+        Kind::BgpConfiguration,
+        Kind::BgpPeer,
+    ];
+
+    /// What felix reads.
+    pub const FELIX: [Kind; 14] = [
+        Kind::ReadyFlag,
+        Kind::GlobalConfig,
+        Kind::HostConfig,
+        Kind::Tier,
+        Kind::Policy,
+        Kind::ProfileRules,
+        Kind::ProfileLabels,
+        Kind::NetworkSet,
+        Kind::WorkloadEndpoint,
+        Kind::HostEndpoint,
+        Kind::IpPool,
+        Kind::Block,
+        Kind::Node,
+        Kind::FelixConfiguration,
+    ];
+
+    /// What confd reads.
+    pub const CONFD: [Kind; 5] =
+        [Kind::IpPool, Kind::BlockAffinity, Kind::Node, Kind::BgpConfiguration, Kind::BgpPeer];
+
+    /// The kinds that an agent's name stands for; all of them for a name we do not know.
+    pub fn for_agent(agent: &str) -> &'static [Kind] {
+        match agent {
+            "felix" => &Self::FELIX,
+            "confd" => &Self::CONFD,
+            _ => &Self::ALL,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::ReadyFlag => "ReadyFlag",
+            Kind::GlobalConfig => "GlobalConfig",
+            Kind::HostConfig => "HostConfig",
+            Kind::Tier => "Tier",
+            Kind::Policy => "Policy",
+            Kind::ProfileRules => "ProfileRules",
+            Kind::ProfileLabels => "ProfileLabels",
+            Kind::NetworkSet => "NetworkSet",
+            Kind::WorkloadEndpoint => "WorkloadEndpoint",
+            Kind::HostEndpoint => "HostEndpoint",
+            Kind::IpPool => "IPPool",
+            Kind::Block => "Block",
+            Kind::BlockAffinity => "BlockAffinity",
+            Kind::Node => "Node",
+            Kind::FelixConfiguration => "FelixConfiguration",
+            Kind::BgpConfiguration => "BGPConfiguration",
+            Kind::BgpPeer => "BGPPeer",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Kind> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The kind of a key; `None` for keys that never travel.
+    pub fn of(key: &Key) -> Option<Kind> {
+        Some(match key {
+            Key::ReadyFlag => Kind::ReadyFlag,
+            Key::GlobalConfig { .. } => Kind::GlobalConfig,
+            Key::HostConfig { .. } => Kind::HostConfig,
+            Key::Tier { .. } => Kind::Tier,
+            Key::Policy(_) => Kind::Policy,
+            Key::ProfileRules { .. } => Kind::ProfileRules,
+            Key::ProfileLabels { .. } => Kind::ProfileLabels,
+            Key::NetworkSet { .. } => Kind::NetworkSet,
+            Key::WorkloadEndpoint(_) => Kind::WorkloadEndpoint,
+            Key::HostEndpoint(_) => Kind::HostEndpoint,
+            Key::IpPool { .. } => Kind::IpPool,
+            Key::Block { .. } => Kind::Block,
+            Key::BlockAffinity(_) => Kind::BlockAffinity,
+            Key::Resource(resource) => match resource.kind.as_str() {
+                "Node" => Kind::Node,
+                "FelixConfiguration" => Kind::FelixConfiguration,
+                "BGPConfiguration" => Kind::BgpConfiguration,
+                "BGPPeer" => Kind::BgpPeer,
+                _ => return None,
+            },
+            _ => return None,
+        })
+    }
+}

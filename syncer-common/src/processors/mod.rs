@@ -1,0 +1,1 @@
+//! Conversion of datastore objects to the v1 model.

@@ -1,0 +1,1 @@
+//! Validation of v1 values.
