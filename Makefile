@@ -1,0 +1,32 @@
+# Bulrush. `make demo` shows it, `make test` proves it; both install what they need (Debian, root).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+DATASTORE ?= directory
+KEEP ?=
+export YES ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+deps: ## install the Debian packages that build, demo and tests need
+	@scripts/deps
+
+build: deps ## build everything (one profile for demo and tests)
+	@scripts/build
+
+demo: build ## three nodes, two typhas, a shop; DATASTORE=etcd for a real etcd, KEEP=1 leaves it running
+	@$(or $(CARGO_TARGET_DIR),target)/debug/demo --datastore $(DATASTORE) $(if $(KEEP),--keep)
+
+demo-down: ## clear away what `make demo KEEP=1` left
+	@$(or $(CARGO_TARGET_DIR),target)/debug/demo --down
+
+test: build ## every test, the end-to-end suites included
+	@scripts/test
+
+lint: ## format, clippy, dependency direction
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	scripts/dependency-direction
+
+.PHONY: help deps build demo demo-down test lint

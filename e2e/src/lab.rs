@@ -1,0 +1,317 @@
+//! A throw-away data centre of network namespaces.
+//!
+//! A bridge is the fabric; it also routes to an outside host and knows each node's block, as a top-of-rack
+//! switch would. A workload gets what a CNI plugin gives it: a veth pair whose host side is `cali` + 11 hex
+//! digits of SHA-1(`namespace.pod`), one address, a link-local gateway. Nothing is attached to the root
+//! namespace, so no packet can leave the machine.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use sha1::Digest as _;
+
+use crate::process::run;
+
+/// Addresses of the two typhas (and of etcd) on the fabric.
+pub const CONTROL: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 30, 0, 2), Ipv4Addr::new(172, 30, 0, 3)];
+/// A host outside of the cluster.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+
+pub struct Lab {
+    pub prefix: String,
+    pub dir: PathBuf,
+    pub nodes: Vec<Node>,
+    keep: bool,
+    /// Host-wide settings that we raised: file and value to put back.
+    raised: Vec<(PathBuf, String)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub name: String,
+    pub netns: String,
+    pub ip: Ipv4Addr,
+    /// First address of the node's /26.
+    pub block: Ipv4Addr,
+    pub workloads: Vec<Workload>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Workload {
+    pub name: String,
+    pub node: String,
+    pub netns: String,
+    pub ip: Ipv4Addr,
+    pub interface: String,
+    pub labels: Vec<(String, String)>,
+}
+
+impl Node {
+    pub fn cidr(&self) -> String {
+        format!("{}/26", self.block)
+    }
+}
+
+impl Lab {
+    /// Builds the fabric, the control namespace, the outside host and `nodes` nodes.
+    pub fn up(prefix: &str, nodes: usize) -> Result<Lab> {
+        let dir = PathBuf::from(format!("/run/bulrush/{prefix}"));
+        if dir.exists() || !namespaces(prefix)?.is_empty() {
+            bail!("lab '{prefix}' exists already: `make demo-down` (or a reboot) clears it");
+        }
+        std::fs::create_dir_all(&dir).context("create the lab's folder")?;
+        let mut lab = Lab { prefix: prefix.into(), dir, nodes: Vec::new(), keep: false, raised: Vec::new() };
+        lab.raise_neighbour_limits()?;
+        let (fabric, control, outside) = (lab.ns("fabric"), lab.ns("ctl"), lab.ns("ext"));
+        ip(None, &format!("netns add {fabric}\nnetns add {control}\nnetns add {outside}\n"))?;
+        sysctl(&fabric, "net.ipv4.ip_forward", "1")?;
+        let [c1, c2] = CONTROL;
+        ip(
+            Some(&fabric),
+            &format!(
+                "link set lo up\n\
+                 link add br0 type bridge mcast_snooping 0\nlink set br0 up\naddr add 172.30.0.1/16 dev br0\n\
+                 link add ctl type veth peer name eth0 netns {control}\nlink set ctl master br0 up\n\
+                 link add ext type veth peer name eth0 netns {outside}\nlink set ext up\n\
+                 addr add 198.51.100.1/24 dev ext\n"
+            ),
+        )?;
+        ip(
+            Some(&control),
+            &format!(
+                "link set lo up\nlink set eth0 up\naddr add {c1}/16 dev eth0\naddr add {c2}/16 dev eth0\n\
+                 route add default via 172.30.0.1\n"
+            ),
+        )?;
+        ip(
+            Some(&outside),
+            &format!(
+                "link set lo up\nlink set eth0 up\naddr add {OUTSIDE}/24 dev eth0\nroute add default via 198.51.100.1\n"
+            ),
+        )?;
+        for _ in 0..nodes {
+            lab.add_node()?;
+        }
+        Ok(lab)
+    }
+
+    /// Full name of one of the lab's namespaces.
+    pub fn ns(&self, who: &str) -> String {
+        format!("{}-{who}", self.prefix)
+    }
+
+    /// A node joins: a namespace on the fabric, with a folder of its own.
+    pub fn add_node(&mut self) -> Result<&Node> {
+        let i = u8::try_from(self.nodes.len() + 1).context("at most 200 nodes")?;
+        let name = format!("n{i}");
+        let netns = self.ns(&name);
+        let (addr, block) = (Ipv4Addr::new(172, 30, 0, 20 + i), block_of(i));
+        ip(None, &format!("netns add {netns}\n"))?;
+        ip(
+            Some(&self.ns("fabric")),
+            &format!(
+                "link add {name} type veth peer name eth0 netns {netns}\nlink set {name} master br0 up\n\
+                 route add {block}/26 via {addr}\n"
+            ),
+        )?;
+        ip(
+            Some(&netns),
+            &format!(
+                "link set lo up\nlink set eth0 up\naddr add {addr}/16 dev eth0\nroute add default via 172.30.0.1\n"
+            ),
+        )?;
+        std::fs::create_dir_all(self.dir.join(&name))?;
+        self.nodes.push(Node { name, netns, ip: addr, block, workloads: Vec::new() });
+        Ok(&self.nodes[self.nodes.len() - 1])
+    }
+
+    /// A node leaves with everything on it.
+    pub fn remove_node(&mut self, name: &str) -> Result<Node> {
+        let at = self.nodes.iter().position(|n| n.name == name).context("no such node")?;
+        let node = self.nodes.remove(at);
+        for ns in node.workloads.iter().map(|w| &w.netns).chain([&node.netns]) {
+            kill_inside(ns);
+            ip(None, &format!("netns del {ns}\n"))?;
+        }
+        Ok(node)
+    }
+
+    /// Wires a workload to its node, as a CNI plugin would. Only the wiring: its WorkloadEndpoint is the caller's.
+    pub fn add_workload(&mut self, node: &str, name: &str, labels: &[(&str, &str)]) -> Result<Workload> {
+        let prefix = self.prefix.clone();
+        let host = self.nodes.iter_mut().find(|n| n.name == node).context("no such node")?;
+        let slot = u32::try_from(host.workloads.len() + 2)?;
+        let address = Ipv4Addr::from(u32::from(host.block) + slot);
+        let interface = interface_of("default", name);
+        let netns = format!("{prefix}-w-{name}");
+        ip(None, &format!("netns add {netns}\n"))?;
+        ip(
+            Some(&host.netns),
+            &format!(
+                "link add {interface} address ee:ee:ee:ee:ee:ee type veth peer name eth0 netns {netns}\n\
+                 link set {interface} up\n"
+            ),
+        )?;
+        ip(
+            Some(&netns),
+            &format!(
+                "link set lo up\nlink set eth0 up\naddr add {address}/32 dev eth0\n\
+                 route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0\n"
+            ),
+        )?;
+        let workload = Workload {
+            name: name.into(),
+            node: node.into(),
+            netns,
+            ip: address,
+            interface,
+            labels: labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+        };
+        host.workloads.push(workload.clone());
+        Ok(workload)
+    }
+
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.iter().find(|n| n.name == name).expect("the caller names a node it added")
+    }
+
+    pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.nodes.iter().flat_map(|n| &n.workloads)
+    }
+
+    pub fn workload(&self, name: &str) -> &Workload {
+        self.workloads().find(|w| w.name == name).expect("the caller names a workload it added")
+    }
+
+    /// Namespace and address of a node, a workload, or `outside`.
+    pub fn locate(&self, who: &str) -> (String, IpAddr) {
+        if who == "outside" {
+            return (self.ns("ext"), OUTSIDE.into());
+        }
+        if let Some(node) = self.nodes.iter().find(|n| n.name == who) {
+            return (node.netns.clone(), node.ip.into());
+        }
+        let workload = self.workload(who);
+        (workload.netns.clone(), workload.ip.into())
+    }
+
+    /// A command that runs inside a namespace.
+    pub fn exec(&self, netns: &str, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", netns]).arg(program);
+        command
+    }
+
+    /// Runs a shell line inside a namespace and returns what it printed.
+    pub fn sh(&self, netns: &str, line: &str) -> Result<String> {
+        run(Command::new("ip").args(["netns", "exec", netns, "sh", "-c", line]))
+    }
+
+    /// Leaves everything in place when this value is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    // The neighbour table is one for all namespaces, 1,024 entries by default: a mesh of some forty nodes
+    // overflows it. Put back on drop.
+    fn raise_neighbour_limits(&mut self) -> Result<()> {
+        for (name, want) in [("gc_thresh3", 8192), ("gc_thresh2", 8192), ("gc_thresh1", 4096)] {
+            let file = PathBuf::from("/proc/sys/net/ipv4/neigh/default").join(name);
+            let old = std::fs::read_to_string(&file)?.trim().to_owned();
+            if old.parse::<u32>().is_ok_and(|n| n < want) {
+                std::fs::write(&file, want.to_string())?;
+                self.raised.push((file, old));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Err(error) = down(&self.prefix) {
+            eprintln!("lab {}: {error:#}", self.prefix);
+        }
+        for (file, old) in &self.raised {
+            std::fs::write(file, old).ok();
+        }
+    }
+}
+
+/// Kills what runs in a lab's namespaces, removes them and the lab's folder.
+pub fn down(prefix: &str) -> Result<()> {
+    let all = namespaces(prefix)?;
+    for ns in &all {
+        kill_inside(ns);
+    }
+    let batch: String = all.iter().map(|ns| format!("netns del {ns}\n")).collect();
+    ip(None, &batch)?;
+    std::fs::remove_dir_all(format!("/run/bulrush/{prefix}")).ok();
+    Ok(())
+}
+
+/// The lab's namespaces that exist.
+pub fn namespaces(prefix: &str) -> Result<Vec<String>> {
+    let out = run(Command::new("ip").args(["netns", "list"]))?;
+    let own = format!("{prefix}-");
+    Ok(out
+        .lines()
+        .filter_map(|l| l.split_whitespace().next())
+        .filter(|n| n.starts_with(&own))
+        .map(Into::into)
+        .collect())
+}
+
+fn kill_inside(netns: &str) {
+    let Ok(pids) = run(Command::new("ip").args(["netns", "pids", netns])) else { return };
+    for pid in pids.split_whitespace().filter_map(|p| p.parse().ok()) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
+    }
+}
+
+/// The host-side interface of a pod, as Calico's CNI plugin names it.
+pub fn interface_of(namespace: &str, pod: &str) -> String {
+    let digest = sha1::Sha1::digest(format!("{namespace}.{pod}"));
+    let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+    format!("cali{}", &hex[..11])
+}
+
+// Spread over the pool, as an allocator that starts at a hash of the host name does.
+fn block_of(i: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, i.wrapping_mul(47).wrapping_add(93), 64 * (i % 4))
+}
+
+/// Feeds `ip -batch` in a namespace (or in the root one).
+pub fn ip(netns: Option<&str>, batch: &str) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let mut command = Command::new("ip");
+    if let Some(ns) = netns {
+        command.args(["-n", ns]);
+    }
+    let mut child = command
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start ip")?;
+    child.stdin.take().expect("stdin is piped").write_all(batch.as_bytes())?;
+    let out = child.wait_with_output()?;
+    if !out.status.success() {
+        bail!("ip -batch in {}: {}", netns.unwrap_or("root"), String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(())
+}
+
+fn sysctl(netns: &str, name: &str, value: &str) -> Result<()> {
+    run(Command::new("ip").args(["netns", "exec", netns, "sysctl", "-qw", &format!("{name}={value}")]))?;
+    Ok(())
+}
