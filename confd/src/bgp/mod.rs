@@ -1,0 +1,151 @@
+//! The BGP model of one node: what has to be configured, with no word of any configuration syntax.
+//!
+//! `Model` keeps the objects that arrive from the stream; `Model::compute` derives a `BgpModel` from
+//! them, always from scratch and always the same for the same objects, whatever order they came in.
+//! Pure: no clock, no files, no sockets. A bad object takes only itself away and is named in `problems`.
+
+mod aggregates;
+mod model;
+mod peers;
+mod pools;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+pub use aggregates::{Advertisement, Block, Community};
+pub use model::Model;
+pub use peers::{NextHop, Origin, Peer};
+pub use pools::{ClusterRoutes, Encapsulation, Pool};
+
+/// What the node itself contributes: its name and the settings of its environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalSettings {
+    pub node: String,
+    pub router_id: RouterId,
+    /// Overrides the log level of BGPConfiguration.
+    pub log_severity: Option<String>,
+    /// Replaces `serviceClusterIPs` of BGPConfiguration.
+    pub advertise_cluster_ips: Option<Vec<String>>,
+}
+
+/// How the router ID is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouterId {
+    /// The node's IPv4 address; its name's hash where it has none.
+    #[default]
+    NodeAddress,
+    Hash,
+    Fixed(Ipv4Addr),
+}
+
+/// How much BIRD says about its protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Quiet,
+}
+
+/// The BGP configuration of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BgpModel {
+    pub node: String,
+    pub router_id: Ipv4Addr,
+    pub log_level: LogLevel,
+    pub local_as: u32,
+    /// Where BIRD listens; 179 when absent.
+    pub listen_port: Option<u16>,
+    /// Listen on the node's address only.
+    pub bind_node_address: bool,
+    /// Set on a route reflector.
+    pub cluster_id: Option<Ipv4Addr>,
+    pub ignored_interfaces: Vec<String>,
+    pub cluster_routes: ClusterRoutes,
+    pub v4: FamilyModel,
+    pub v6: FamilyModel,
+    pub problems: Vec<Problem>,
+}
+
+impl BgpModel {
+    pub fn families(&self) -> [&FamilyModel; 2] {
+        [&self.v4, &self.v6]
+    }
+
+    /// Every peer of both families.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.v4.peers.iter().chain(&self.v6.peers)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    pub fn of_net(net: IpNet) -> Family {
+        Family::of(net.addr())
+    }
+
+    /// Bits of an address.
+    pub fn bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+}
+
+/// The part of the configuration that belongs to one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyModel {
+    pub family: Family,
+    /// The node's own address: without one there are no peers.
+    pub address: Option<IpAddr>,
+    /// The metric of an ordinary route; a lower one marks a route that may leave its block.
+    pub route_priority: u32,
+    pub blocks: Vec<Block>,
+    /// Service ranges to originate.
+    pub statics: Vec<IpNet>,
+    /// Ranges that never belong into this node's kernel.
+    pub kernel_rejects: Vec<IpNet>,
+    /// Service ranges that a route reflector passes on.
+    pub reflected: Vec<IpNet>,
+    pub pools: Vec<Pool>,
+    pub advertisements: Vec<Advertisement>,
+    /// Sorted by name.
+    pub peers: Vec<Peer>,
+}
+
+/// An object, or a part of one, that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Problem {
+    /// Kind and name, as in `BGPPeer(rack-1)`.
+    pub object: String,
+    pub field: String,
+    pub reason: String,
+}
+
+impl Problem {
+    pub fn new(object: impl Into<String>, field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Problem { object: object.into(), field: field.into(), reason: reason.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.object, self.field, self.reason)
+    }
+}
+
+/// The order of blocks, ranges and statics: that of their datastore names, `<address>-<length>`.
+fn by_store_name(net: &IpNet) -> String {
+    format!("{}-{}", net.addr(), net.prefix_len())
+}

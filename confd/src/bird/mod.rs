@@ -1,0 +1,5 @@
+//! BIRD itself: its configuration file, its control socket, and what it says about its sessions.
+
+pub mod control;
+pub mod sessions;
+pub mod write;
