@@ -35,11 +35,28 @@ pub enum Event {
 }
 
 /// Everything under `/calico/` at one revision.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     pub revision: Revision,
     pub items: Vec<KeyValue>,
+    /// Objects that exist but are not carried (see `MAX_VALUE_BYTES`). They are not deleted: whoever
+    /// sweeps by a listing keeps the last good value of these keys.
+    pub oversize: Vec<Oversize>,
 }
+
+/// A stored object larger than anything Bulrush can carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oversize {
+    pub key: String,
+    pub mod_revision: Revision,
+}
+
+/// Larger values are reported and left out of listings and events: no message of the sync protocol could
+/// carry them (hard limit 4 MiB).
+pub const MAX_VALUE_BYTES: usize = 4 << 20;
+
+/// What the key space of the datastore begins with.
+pub const PREFIX: &str = "/calico/";
 
 /// What a watch yields, in order.
 #[derive(Clone, Debug)]
@@ -64,6 +81,9 @@ pub enum Error {
     /// History before `compacted` is gone: list again.
     #[error("revision compacted: history before {compacted} is gone")]
     Compacted { compacted: Revision },
+    /// The newest revision is below one that was seen before: the datastore was restored from a backup.
+    #[error("history went back: revision {head} is below {seen}, which was seen before")]
+    Rewound { head: Revision, seen: Revision },
     /// Try again later; the datastore is not reachable or not ready.
     #[error("{what}: {reason}")]
     Unavailable { what: String, reason: String },
@@ -95,7 +115,8 @@ pub trait Datastore: Send + Sync + 'static {
     /// Lists everything under `/calico/`, at `at` (an older revision still held) or at the newest.
     async fn list(&self, at: Option<Revision>) -> Result<Listing>;
 
-    /// Every change after `after`. The stream ends only with an error.
+    /// Every change after `after`. The stream ends only with an error. Events of oversize objects are
+    /// reported and left out: the last good value stands.
     async fn watch(&self, after: Revision) -> Result<Watch>;
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>>;

@@ -1,0 +1,115 @@
+//! What went wrong in a request to etcd, and whose fault it was.
+//!
+//! A failure "about the endpoint" is worth trying elsewhere; a refusal is not: every member would say the same.
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use crate::backend::{Error, Revision};
+
+/// A refusal that every member would repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Compacted,
+    /// The reply exceeds the limit of a message.
+    TooLarge,
+    Invalid,
+}
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    Connect(Error),
+    Timeout(Duration),
+    Endpoint(String),
+    Refused(Refusal, String),
+}
+
+impl Failure {
+    pub(super) fn is_about_endpoint(&self) -> bool {
+        match self {
+            Failure::Timeout(_) | Failure::Endpoint(_) => true,
+            Failure::Connect(error) => matches!(error, Error::Unavailable { .. }),
+            Failure::Refused(..) => false,
+        }
+    }
+
+    /// `at` is the revision that was asked for.
+    pub(super) fn into_error(self, what: String, at: Revision) -> Error {
+        match self {
+            Failure::Connect(error) => error,
+            Failure::Timeout(after) => {
+                Error::Unavailable { what, reason: format!("no answer within {} s", after.as_secs()) }
+            }
+            Failure::Endpoint(reason) => Error::Unavailable { what, reason },
+            Failure::Refused(Refusal::Compacted, _) => Error::Compacted { compacted: at },
+            Failure::Refused(_, reason) => Error::Invalid { what, reason },
+        }
+    }
+}
+
+impl From<etcd_client::Error> for Failure {
+    fn from(error: etcd_client::Error) -> Self {
+        let etcd_client::Error::GRpcStatus(status) = &error else {
+            return match error {
+                etcd_client::Error::InvalidArgs(reason) => Failure::Refused(Refusal::Invalid, reason),
+                etcd_client::Error::InvalidUri(reason) => {
+                    Failure::Refused(Refusal::Invalid, reason.to_string())
+                }
+                other => Failure::Endpoint(chain(&other)),
+            };
+        };
+        let message = status.message();
+        match status.code() {
+            Code::OutOfRange if message.contains("compacted") => {
+                Failure::Refused(Refusal::Compacted, message.into())
+            }
+            Code::OutOfRange if message.contains("message length too large") => {
+                Failure::Refused(Refusal::TooLarge, message.into())
+            }
+            // The token dies with the member that issued it, and the client gets a new one when it
+            // connects again; a wrong password is InvalidArgument.
+            Code::Unauthenticated => Failure::Endpoint(message.into()),
+            Code::OutOfRange | Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition => {
+                Failure::Refused(Refusal::Invalid, message.into())
+            }
+            _ => Failure::Endpoint(chain(status)),
+        }
+    }
+}
+
+/// An error with its causes: transport errors name the refused connection only in the last one.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(code: Code, message: &str) -> Failure {
+        Failure::from(etcd_client::Error::GRpcStatus(tonic::Status::new(code, message)))
+    }
+
+    #[test]
+    fn compaction_is_recognised_and_not_retried_elsewhere() {
+        let compacted = failure(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
+        assert!(!compacted.is_about_endpoint());
+        assert!(matches!(compacted.into_error("list".into(), 7), Error::Compacted { compacted: 7 }));
+    }
+
+    #[test]
+    fn lost_leader_is_worth_another_endpoint() {
+        assert!(failure(Code::Unavailable, "etcdserver: no leader").is_about_endpoint());
+        assert!(!failure(Code::PermissionDenied, "etcdserver: permission denied").is_about_endpoint());
+    }
+}
