@@ -1,1 +1,22 @@
+//! The agents' end of the sync protocol: one stream to one typha at a time, for ever.
+//!
+//! ```text
+//! run ── discovery: which server next        (servers.rs)
+//!     ── one stream: hello, messages, acks   (stream.rs)
+//!     ── what has been delivered, per key    (held.rs, pure)   ── ClientEvent ──> the agent
+//! ```
+//!
+//! The agent sees one continuous history, whatever happens to servers and connections: an update is delivered
+//! when a value differs from the one delivered last, a deletion when it is proven (an explicit deletion, or
+//! absence from a snapshot that is complete for the kind), and never because a server went away, lags, or is
+//! new. [`ClientEvent::Cut`] marks the points where everything delivered so far is consistent.
 
+mod client;
+mod config;
+mod held;
+pub mod metrics;
+mod servers;
+mod stream;
+
+pub use client::run;
+pub use config::{ClientConfig, ClientEvent, CutId};
