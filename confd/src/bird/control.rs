@@ -23,6 +23,7 @@ const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REPLY_BYTES: usize = 64 << 20;
 
 const WELCOME: u16 = 1;
+const READING: u16 = 2;
 const RECONFIGURED: u16 = 3;
 const IN_PROGRESS: u16 = 4;
 const QUEUED: u16 = 5;
@@ -96,14 +97,6 @@ impl Reply {
     }
 }
 
-/// How a `configure` went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Configured {
-    Done,
-    /// Accepted; BIRD is still taking protocols down or up.
-    InProgress,
-}
-
 /// What `show status` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -149,12 +142,16 @@ impl Control {
         Ok(reply)
     }
 
-    /// Has BIRD read its configuration file again.
-    pub async fn configure(&mut self) -> Result<Configured, ControlError> {
+    /// Has BIRD read its configuration file again; the answer is which file that is. BIRD may still be taking
+    /// protocols up and down: `Status::reconfiguring` tells.
+    pub async fn configure(&mut self) -> Result<String, ControlError> {
         let reply = self.exchange("configure", CONFIGURE_TIMEOUT).await?;
         match reply.code() {
-            RECONFIGURED => Ok(Configured::Done),
-            IN_PROGRESS | QUEUED => Ok(Configured::InProgress),
+            RECONFIGURED | IN_PROGRESS | QUEUED => {
+                let reading = reply.lines.iter().find(|line| line.code == READING);
+                let file = reading.and_then(|line| line.text.strip_prefix("Reading configuration from "));
+                Ok(file.unwrap_or_default().to_owned())
+            }
             CONFIG_ERROR => Err(ControlError::Refused(reply.text().to_owned())),
             code => Err(ControlError::Failed {
                 command: "configure".to_owned(),

@@ -1,5 +1,6 @@
 //! BIRD itself: its configuration file, its control socket, and what it says about its sessions.
 
 pub mod control;
+pub mod program;
 pub mod sessions;
 pub mod write;

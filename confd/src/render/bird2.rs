@@ -125,11 +125,11 @@ fn routes(out: &mut Text, model: &BgpModel, family: &FamilyModel) {
     }
     out.line("}");
 
-    out.line(format_args!("\nfunction export_v{v}(bool internal) {{"));
+    out.line(format_args!("\nfunction export_v{v}(bool ibgp_peer) {{"));
     for pool in family.pools.iter().filter(|pool| !pool.export) {
         out.line(format_args!("  if net ~ {} then reject;  # disableBGPExport", pool.cidr));
     }
-    out.line("  if internal then {");
+    out.line("  if ibgp_peer then {");
     out.line("    if ifname ~ \"*.cali\" || ifname ~ \"*.calico\" || ifname ~ \"tunl0\" then reject;");
     // BIRD learns felix's routes to other nodes and would pass them on; a route of a local workload has
     // no gateway.

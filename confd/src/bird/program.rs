@@ -1,0 +1,226 @@
+//! Brings BIRD to run a configuration, and keeps it running that one.
+//!
+//! A configuration is confirmed when the running BIRD itself names its marker, is done reconfiguring and
+//! lists every peer of it. Anything less is tried again at the next `supervise`: a BIRD that restarted with
+//! an older file, a socket that came back, a file that somebody edited. What BIRD refused is not tried a
+//! second time until something changes; the old configuration stays in force, in BIRD and on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::control::{Control, ControlError};
+use super::sessions::{self, Change, Session};
+use super::write::{ConfigFile, Installed, Refusal, WriteError};
+use crate::render::Rendered;
+
+/// How long a reconfiguration is waited for before the next supervision looks at it again.
+const RECONFIGURATION_WAIT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(20);
+/// Counting routes costs BIRD more than naming states: done at every so many readings.
+const ROUTES_EVERY: u32 = 5;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("BIRD refuses the configuration that its own check accepts: {0}; the old one is back")]
+    Refused(Refusal),
+    #[error("BIRD reads {theirs:?}, not {}: start it with -c naming our file", ours.display())]
+    OtherFile { ours: PathBuf, theirs: String },
+    #[error("BIRD has read its configuration, but does not know the peers {}", missing.join(", "))]
+    PeersMissing { missing: Vec<String> },
+    #[error("BIRD is still reconfiguring")]
+    Reconfiguring,
+}
+
+/// What a supervision found and did.
+#[derive(Debug, Default)]
+pub struct Supervision {
+    /// BIRD answers.
+    pub alive: bool,
+    /// BIRD runs what it should.
+    pub confirmed: bool,
+    /// BIRD had to be told to read its file.
+    pub reloaded: bool,
+    pub changes: Vec<Change>,
+    /// What stands in the way, if anything.
+    pub error: Option<ProgramError>,
+}
+
+/// The owner of BIRD's file and control socket.
+#[derive(Debug)]
+pub struct Programmer {
+    file: ConfigFile,
+    socket: PathBuf,
+    wanted: Option<Rendered>,
+    /// Time and size of the file while it is known to hold `wanted`.
+    on_disk: Option<(SystemTime, u64)>,
+    /// What stood in the file before `wanted`, until BIRD confirms that.
+    previous: Option<String>,
+    /// Why `wanted` was refused.
+    refusal: Option<Refusal>,
+    sessions: Vec<Session>,
+    readings: u32,
+}
+
+impl Programmer {
+    pub fn new(file: ConfigFile, socket: impl Into<PathBuf>) -> Programmer {
+        Programmer {
+            file,
+            socket: socket.into(),
+            wanted: None,
+            on_disk: None,
+            previous: None,
+            refusal: None,
+            sessions: Vec::new(),
+            readings: 0,
+        }
+    }
+
+    /// The sessions as last read.
+    pub fn sessions(&self) -> &[Session] {
+        &self.sessions
+    }
+
+    /// Sets what BIRD shall run; `supervise` makes it so. Another text with the same meaning is no change.
+    pub fn want(&mut self, rendered: Rendered) {
+        if self.wanted.as_ref().is_none_or(|wanted| wanted.marker != rendered.marker) {
+            self.on_disk = None;
+            self.refusal = None;
+            self.wanted = Some(rendered);
+        }
+    }
+
+    /// Brings file and BIRD to what is wanted, where they are not, and reads the sessions.
+    pub async fn supervise(&mut self) -> Supervision {
+        // The file comes first: a BIRD that starts now reads it by itself.
+        let mut found = Supervision { error: self.install().await.err(), ..Default::default() };
+        let mut control = match Control::connect(&self.socket).await {
+            Ok(control) => control,
+            Err(error) => {
+                found.error.get_or_insert(error.into());
+                return found;
+            }
+        };
+        found.alive = true;
+        if found.error.is_none() {
+            match self.load(&mut control, &mut found.reloaded).await {
+                Ok(()) => {}
+                Err(ProgramError::Control(ControlError::Refused(message))) => {
+                    found.error = Some(self.step_back(&message).await);
+                }
+                Err(error) => found.error = Some(error),
+            }
+        }
+        // After an error on the socket its replies are out of step.
+        if matches!(found.error, Some(ProgramError::Control(_))) {
+            return found;
+        }
+        match self.read_sessions(&mut control).await {
+            Ok(changes) => found.changes = changes,
+            Err(error) => {
+                found.error.get_or_insert(error.into());
+                return found;
+            }
+        }
+        if found.error.is_none() && self.wanted.is_some() {
+            let missing = self.missing_peers();
+            if missing.is_empty() {
+                self.previous = None;
+                found.confirmed = true;
+            } else {
+                found.error = Some(ProgramError::PeersMissing { missing });
+            }
+        }
+        found
+    }
+
+    async fn install(&mut self) -> Result<(), ProgramError> {
+        let Some(wanted) = &self.wanted else { return Ok(()) };
+        if let Some(refusal) = &self.refusal {
+            return Err(WriteError::Refused(refusal.clone()).into());
+        }
+        if self.on_disk.is_some() && self.on_disk == stamp(self.file.path()).await {
+            return Ok(());
+        }
+        match self.file.install(&wanted.text).await {
+            Ok(Installed::Unchanged) => {}
+            Ok(Installed::Written { previous }) => {
+                tracing::info!(path = %self.file.path().display(), marker = wanted.marker, "configuration written");
+                self.previous = previous;
+            }
+            Err(error) => {
+                if let WriteError::Refused(refusal) = &error {
+                    self.refusal = Some(refusal.clone());
+                }
+                return Err(error.into());
+            }
+        }
+        self.on_disk = stamp(self.file.path()).await;
+        Ok(())
+    }
+
+    /// Has BIRD read the file unless it runs it already, and waits until it is done.
+    async fn load(&self, control: &mut Control, reloaded: &mut bool) -> Result<(), ProgramError> {
+        let Some(wanted) = &self.wanted else { return Ok(()) };
+        if control.running_marker().await?.as_ref() != Some(&wanted.marker) {
+            let theirs = control.configure().await?;
+            *reloaded = true;
+            if control.running_marker().await?.as_ref() != Some(&wanted.marker) {
+                return Err(ProgramError::OtherFile { ours: self.file.path().to_owned(), theirs });
+            }
+        }
+        let deadline = tokio::time::Instant::now() + RECONFIGURATION_WAIT;
+        while control.status().await?.reconfiguring {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ProgramError::Reconfiguring);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Puts the old file back, so that a restarted BIRD runs what this one does.
+    async fn step_back(&mut self, message: &str) -> ProgramError {
+        let text = self.wanted.as_ref().map_or("", |wanted| &wanted.text);
+        let refusal = Refusal::read(message, self.file.path(), text);
+        self.on_disk = None;
+        self.refusal = Some(refusal.clone());
+        match self.file.restore(self.previous.take().as_deref()).await {
+            Ok(()) => ProgramError::Refused(refusal),
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn read_sessions(&mut self, control: &mut Control) -> Result<Vec<Change>, ControlError> {
+        let routes = self.readings.is_multiple_of(ROUTES_EVERY);
+        self.readings = self.readings.wrapping_add(1);
+        let mut read = control.sessions(routes).await?;
+        if !routes {
+            let counts: BTreeMap<&str, &Session> =
+                self.sessions.iter().map(|session| (session.name.as_str(), session)).collect();
+            for session in read.iter_mut().filter(|session| session.is_up()) {
+                if let Some(last) = counts.get(session.name.as_str()) {
+                    (session.imported, session.exported) = (last.imported, last.exported);
+                }
+            }
+        }
+        let changes = sessions::changes(&self.sessions, &read);
+        self.sessions = read;
+        Ok(changes)
+    }
+
+    fn missing_peers(&self) -> Vec<String> {
+        let known: BTreeSet<&str> = self.sessions.iter().map(|session| session.name.as_str()).collect();
+        let wanted = self.wanted.iter().flat_map(|wanted| &wanted.peers);
+        wanted.filter(|name| !known.contains(name.as_str())).cloned().collect()
+    }
+}
+
+async fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = tokio::fs::metadata(path).await.ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
