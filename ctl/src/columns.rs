@@ -12,7 +12,12 @@ pub fn main(kind: &str) -> &'static [Column] {
     match kind {
         "IPPool" => &[NAME, ("CIDR", |r| text(r, "cidr")), ("SELECTOR", |r| or(r, "nodeSelector", "all()"))],
         "Tier" => &[NAME, ("ORDER", |r| text(r, "order"))],
-        "BGPPeer" => &[NAME, ("PEERIP", |r| text(r, "peerIP")), ("NODE", peer_node), ("ASN", |r| or(r, "asNumber", "0"))],
+        "BGPPeer" => &[
+            NAME,
+            ("PEERIP", |r| text(r, "peerIP")),
+            ("NODE", peer_node),
+            ("ASN", |r| or(r, "asNumber", "0")),
+        ],
         "BGPConfiguration" => &[
             NAME,
             ("LOGSEVERITY", |r| text(r, "logSeverityScreen")),
@@ -27,7 +32,12 @@ pub fn main(kind: &str) -> &'static [Column] {
             ("INTERFACE", |r| text(r, "interfaceName")),
         ],
         "IPAMBlock" => &[("CIDR", |r| text(r, "cidr")), ("AFFINITY", |r| text(r, "affinity"))],
-        "BlockAffinity" => &[NAME, ("CIDR", |r| text(r, "cidr")), ("NODE", |r| text(r, "node")), ("STATE", |r| text(r, "state"))],
+        "BlockAffinity" => &[
+            NAME,
+            ("CIDR", |r| text(r, "cidr")),
+            ("NODE", |r| text(r, "node")),
+            ("STATE", |r| text(r, "state")),
+        ],
         _ => &[NAME],
     }
 }
@@ -56,7 +66,9 @@ pub fn wide(kind: &str) -> &'static [Column] {
         }
         "NetworkSet" | "GlobalNetworkSet" => &[NAME, ("NETS", |r| text(r, "nets"))],
         "Profile" => &[NAME, ("LABELS", |r| text(r, "labelsToApply"))],
-        "Tier" => &[NAME, ("ORDER", |r| text(r, "order")), ("DEFAULTACTION", |r| or(r, "defaultAction", "Deny"))],
+        "Tier" => {
+            &[NAME, ("ORDER", |r| text(r, "order")), ("DEFAULTACTION", |r| or(r, "defaultAction", "Deny"))]
+        }
         "HostEndpoint" => &[
             NAME,
             ("NODE", |r| text(r, "node")),
@@ -88,7 +100,8 @@ pub fn table(columns: &[Column], rows: &[Resource], with_namespace: bool) -> Str
         .collect();
     let mut text = String::new();
     for line in lines {
-        let padded: Vec<_> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<_> =
+            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text += padded.join("   ").trim_end();
         text.push('\n');
     }
@@ -126,7 +139,11 @@ fn peer_node(resource: &Resource) -> String {
 }
 
 fn workload(resource: &Resource) -> String {
-    ["pod", "containerID", "workload"].iter().map(|field| text(resource, field)).find(|name| !name.is_empty()).unwrap_or_default()
+    ["pod", "containerID", "workload"]
+        .iter()
+        .map(|field| text(resource, field))
+        .find(|name| !name.is_empty())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -141,7 +158,11 @@ mod tests {
 
     #[test]
     fn pools_print_as_calicoctl_prints_them() {
-        let pool = resource("IPPool", "default-ipv4-ippool", json!({"cidr": "10.244.0.0/16", "natOutgoing": true, "ipipMode": "Always"}));
+        let pool = resource(
+            "IPPool",
+            "default-ipv4-ippool",
+            json!({"cidr": "10.244.0.0/16", "natOutgoing": true, "ipipMode": "Always"}),
+        );
         assert_eq!(
             table(main("IPPool"), &[pool.clone()], false),
             "NAME                  CIDR            SELECTOR\ndefault-ipv4-ippool   10.244.0.0/16   all()\n"

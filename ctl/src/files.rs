@@ -52,7 +52,8 @@ fn check(located: Located, processors: Option<&mut Processors>) -> Result<Resour
 mod tests {
     use super::*;
 
-    const GOOD: &str = "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: security}\nspec: {order: 10}\n";
+    const GOOD: &str =
+        "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: security}\nspec: {order: 10}\n";
 
     #[test]
     fn one_mistake_stops_everything_and_is_named() {

@@ -120,7 +120,8 @@ fn print(
     let mut text = String::new();
     match output {
         Output::Ps | Output::Wide => {
-            let all = if output == Output::Wide { columns::wide(kind.kind) } else { columns::main(kind.kind) };
+            let all =
+                if output == Output::Wide { columns::wide(kind.kind) } else { columns::main(kind.kind) };
             return Ok(columns::table(all, found, with_namespace));
         }
         Output::Name => {
@@ -138,7 +139,8 @@ fn document(kind: &ApiKind, found: &[Resource], single: bool) -> Result<Value> {
     if let (true, [resource]) = (single, found) {
         return Ok(serde_json::to_value(resource)?);
     }
-    let revision = found.iter().filter_map(|r| r.metadata.resource_version.parse::<u64>().ok()).max().unwrap_or(0);
+    let revision =
+        found.iter().filter_map(|r| r.metadata.resource_version.parse::<u64>().ok()).max().unwrap_or(0);
     Ok(json!({
         "apiVersion": API_VERSION,
         "items": found.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?,

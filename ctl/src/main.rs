@@ -133,7 +133,9 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Delete { what, skip_not_exists } => {
             let verb = write::Verb::Delete { skip_not_exists };
             match what.kind {
-                None if what.filename.is_empty() => anyhow::bail!("say what to delete: a kind and names, or -f FILE"),
+                None if what.filename.is_empty() => {
+                    anyhow::bail!("say what to delete: a kind and names, or -f FILE")
+                }
                 None => write::from_files(store, verb, &what.filename).await,
                 Some(_) if what.name.is_empty() => anyhow::bail!("say which to delete: a name is missing"),
                 Some(kind) => write::delete_named(store, verb, &kind, &what.name, &what.namespace).await,

@@ -27,7 +27,9 @@ Examples:
 pub fn read(file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<StoreConfig> {
     let spec = match std::fs::read_to_string(file) {
         Ok(text) => spec_of(&text).with_context(|| format!("settings file {}", file.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && file == Path::new(DEFAULT_FILE) => Value::Null,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && file == Path::new(DEFAULT_FILE) => {
+            Value::Null
+        }
         Err(error) => return Err(error).with_context(|| format!("settings file {}", file.display())),
     };
     let setting = |variable: &str, field: &str| -> Option<String> {
@@ -40,9 +42,14 @@ pub fn read(file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<StoreCo
     let kind = setting("DATASTORE_TYPE", "datastoreType").unwrap_or_else(|| "etcdv3".into());
     match kind.as_str() {
         "etcdv3" | "etcd" => {
-            let endpoints = setting("ETCD_ENDPOINTS", "etcdEndpoints").unwrap_or_else(|| "http://127.0.0.1:2379".into());
+            let endpoints =
+                setting("ETCD_ENDPOINTS", "etcdEndpoints").unwrap_or_else(|| "http://127.0.0.1:2379".into());
             Ok(StoreConfig::Etcd(EtcdConfig {
-                endpoints: endpoints.split(',').map(|e| e.trim().to_owned()).filter(|e| !e.is_empty()).collect(),
+                endpoints: endpoints
+                    .split(',')
+                    .map(|e| e.trim().to_owned())
+                    .filter(|e| !e.is_empty())
+                    .collect(),
                 ca_file: setting("ETCD_CA_CERT_FILE", "etcdCACertFile").map(Into::into),
                 cert_file: setting("ETCD_CERT_FILE", "etcdCertFile").map(Into::into),
                 key_file: setting("ETCD_KEY_FILE", "etcdKeyFile").map(Into::into),
@@ -52,7 +59,9 @@ pub fn read(file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<StoreCo
         }
         "directory" => match setting("BULRUSH_DIRECTORY", "directory") {
             Some(path) => Ok(StoreConfig::directory(path)),
-            None => bail!("DATASTORE_TYPE is directory, but BULRUSH_DIRECTORY (or `directory` in the file) is not set"),
+            None => bail!(
+                "DATASTORE_TYPE is directory, but BULRUSH_DIRECTORY (or `directory` in the file) is not set"
+            ),
         },
         "kubernetes" => bail!("DATASTORE_TYPE kubernetes is not available yet: use etcdv3 or directory"),
         other => bail!("DATASTORE_TYPE {other:?} is not known: use etcdv3 or directory"),
@@ -62,7 +71,9 @@ pub fn read(file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<StoreCo
 fn spec_of(text: &str) -> Result<Value> {
     let document: Value = serde_yaml_ng::from_str(text).context("not YAML")?;
     match document.get("kind").and_then(Value::as_str) {
-        Some("CalicoAPIConfig" | "calicoApiConfig") => Ok(document.get("spec").cloned().unwrap_or(Value::Null)),
+        Some("CalicoAPIConfig" | "calicoApiConfig") => {
+            Ok(document.get("spec").cloned().unwrap_or(Value::Null))
+        }
         Some(other) => bail!("kind is {other}, expected CalicoAPIConfig"),
         None => bail!("kind is missing, expected CalicoAPIConfig"),
     }

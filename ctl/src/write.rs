@@ -95,7 +95,9 @@ async fn handle(store: &dyn Datastore, verb: Verb, resources: Vec<Resource>) -> 
                 (Some(kind), _) if done == 0 => {
                     format!("Failed to {} any '{kind}' resources: [{reason}]", verb.infinitive())
                 }
-                (None, _) if done == 0 => format!("Failed to {} any resources: [{reason}]", verb.infinitive()),
+                (None, _) if done == 0 => {
+                    format!("Failed to {} any resources: [{reason}]", verb.infinitive())
+                }
                 (Some(kind), _) => format!(
                     "Partial success: {} the first {done} out of {total} '{kind}' resources:\nHit error: {reason}",
                     verb.past()
@@ -152,10 +154,9 @@ async fn attempt(
     let existing = store.get(&path).await.map_err(Refusal::Store)?;
     let given = match resource.metadata.resource_version.as_str() {
         "" => None,
-        text => Some(
-            text.parse::<u64>()
-                .map_err(|_| Refusal::Revision { id: id.into(), given: text.into() })?,
-        ),
+        text => {
+            Some(text.parse::<u64>().map_err(|_| Refusal::Revision { id: id.into(), given: text.into() })?)
+        }
     };
     if let (Some(given), Some(existing)) = (given, &existing) {
         if given != existing.mod_revision && !matches!(verb, Verb::Create { .. }) {
@@ -163,7 +164,9 @@ async fn attempt(
         }
     }
     match (verb, existing) {
-        (Verb::Create { skip_exists: true }, Some(_)) | (Verb::Delete { skip_not_exists: true }, None) => Ok(()),
+        (Verb::Create { skip_exists: true }, Some(_)) | (Verb::Delete { skip_not_exists: true }, None) => {
+            Ok(())
+        }
         (Verb::Create { .. }, Some(_)) => Err(Refusal::Exists(id.into())),
         (Verb::Replace | Verb::Delete { .. }, None) => Err(Refusal::Absent(id.into())),
         (Verb::Delete { .. }, Some(existing)) => {
@@ -201,7 +204,9 @@ fn fill(resource: &mut Resource) {
         resource.spec = json!({});
     }
     let Some(spec) = resource.spec.as_object_mut() else { return };
-    let has = |direction: &str| spec.get(direction).and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
+    let has = |direction: &str| {
+        spec.get(direction).and_then(Value::as_array).is_some_and(|rules| !rules.is_empty())
+    };
     let types = match (has("ingress"), has("egress")) {
         (_, false) => json!(["Ingress"]),
         (false, true) => json!(["Egress"]),
@@ -210,7 +215,12 @@ fn fill(resource: &mut Resource) {
     if spec.get("types").and_then(Value::as_array).is_none_or(Vec::is_empty) {
         spec.insert("types".into(), types);
     }
-    let tier = spec.get("tier").and_then(Value::as_str).filter(|tier| !tier.is_empty()).unwrap_or("default").to_owned();
+    let tier = spec
+        .get("tier")
+        .and_then(Value::as_str)
+        .filter(|tier| !tier.is_empty())
+        .unwrap_or("default")
+        .to_owned();
     spec.insert("tier".into(), json!(tier));
     resource.metadata.labels.insert("projectcalico.org/tier".into(), tier);
 }

@@ -31,8 +31,10 @@ impl Watched {
             monitors.push(Monitor::routes(&cluster.lab, &node.netns)?);
             monitors.push(Monitor::rules(&cluster.lab, &node.netns)?);
         }
-        let flows =
-            [Flow::udp(&cluster.lab, "client", "server", 53), Flow::tcp(&cluster.lab, "client", "server", 8080)];
+        let flows = [
+            Flow::udp(&cluster.lab, "client", "server", 53),
+            Flow::tcp(&cluster.lab, "client", "server", 8080),
+        ];
         Ok(Watched { flows, monitors })
     }
 
@@ -44,7 +46,10 @@ impl Watched {
         ensure!(tcp.gap < Duration::from_millis(1000), "{what}: TCP waited {:?}", tcp.gap);
         let gone: Vec<_> = self.monitors.iter().flat_map(Monitor::deletions).collect();
         ensure!(gone.is_empty(), "{what}: withdrawn from a kernel:\n{}", gone.join("\n"));
-        println!("{what}: {} datagrams and {} TCP exchanges, none lost, nothing withdrawn", udp.sent, tcp.sent);
+        println!(
+            "{what}: {} datagrams and {} TCP exchanges, none lost, nothing withdrawn",
+            udp.sent, tcp.sent
+        );
         Ok(())
     }
 }
@@ -177,7 +182,11 @@ fn chains_and_sets_deleted_by_hand_come_back() -> Result<()> {
     };
     let before = rules(&cluster)?;
     ensure!(before.iter().any(|l| l.contains("cali-to-wl-dispatch")), "nothing of ours is there");
-    for damage in ["iptables-nft -F cali-to-wl-dispatch", "iptables-nft -D FORWARD -j cali-FORWARD 2>/dev/null || iptables-nft -F FORWARD", "iptables-nft -F"] {
+    for damage in [
+        "iptables-nft -F cali-to-wl-dispatch",
+        "iptables-nft -D FORWARD -j cali-FORWARD 2>/dev/null || iptables-nft -F FORWARD",
+        "iptables-nft -F",
+    ] {
         cluster.lab.sh(&netns, damage)?;
         ensure!(rules(&cluster)? != before, "`{damage}` did no damage");
         wait_for(&format!("repair of `{damage}`"), Duration::from_secs(60), || {

@@ -19,12 +19,19 @@ fn expect(cluster: &Cluster, from: &str, to: &str, via: Via, open: bool) -> Resu
 }
 
 fn policy(name: &str, spec: &str) -> String {
-    format!("apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n")
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
+    )
 }
 
 fn policies_decide(prefix: &str, options: Options) -> Result<()> {
     let mut cluster = Cluster::up(prefix, options)?;
-    for (node, name, app) in [("n1", "client", "client"), ("n1", "near", "server"), ("n2", "far", "server"), ("n2", "other", "other")] {
+    for (node, name, app) in [
+        ("n1", "client", "client"),
+        ("n1", "near", "server"),
+        ("n2", "far", "server"),
+        ("n2", "other", "other"),
+    ] {
         let workload = cluster.add_workload(node, name, &[("app", app)])?;
         cluster.wait_workload(&workload)?;
     }
@@ -115,7 +122,10 @@ fn bad_objects_are_reported_once_and_harm_nobody() -> Result<()> {
         cluster.wait_workload(&workload)?;
     }
     let resources = "/calico/resources/v3/projectcalico.org";
-    let huge = format!("{{\"metadata\":{{\"name\":\"huge\"}},\"spec\":{{\"nets\":[\"{}\"]}}}}", "x".repeat(1_200_000));
+    let huge = format!(
+        "{{\"metadata\":{{\"name\":\"huge\"}},\"spec\":{{\"nets\":[\"{}\"]}}}}",
+        "x".repeat(1_200_000)
+    );
     for (key, value) in [
         (format!("{resources}/networkpolicies/default/malformed"), "{\"metadata\": {\"name\": \"malf".to_owned()),
         (

@@ -25,10 +25,19 @@ fn every_kernel_holds_blocks_own_workloads_and_a_blackhole() -> Result<()> {
         ensure!(routes.lines().any(|l| l.starts_with(&own)), "{}: no {own}:\n{routes}", node.name);
         for workload in &node.workloads {
             let want = format!("{} dev {} ", workload.ip, workload.interface);
-            ensure!(routes.lines().any(|l| l.starts_with(&want) && l.contains("scope link")), "{}: no {want}:\n{routes}", node.name);
+            ensure!(
+                routes.lines().any(|l| l.starts_with(&want) && l.contains("scope link")),
+                "{}: no {want}:\n{routes}",
+                node.name
+            );
         }
         // Only blocks travel: nobody else's single addresses.
-        let foreign: Vec<_> = cluster.lab.workloads().filter(|w| w.node != node.name).filter(|w| routes.contains(&format!("{} ", w.ip))).collect();
+        let foreign: Vec<_> = cluster
+            .lab
+            .workloads()
+            .filter(|w| w.node != node.name)
+            .filter(|w| routes.contains(&format!("{} ", w.ip)))
+            .collect();
         ensure!(foreign.is_empty(), "{}: addresses of others leaked: {foreign:?}\n{routes}", node.name);
     }
     for (from, to) in [("a1", "b1"), ("b1", "c1"), ("c1", "a2"), ("a1", "a2")] {
