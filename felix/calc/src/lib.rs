@@ -5,3 +5,21 @@
 //! and any intermediate states give the same final output (`testing/expand.rs` re-runs every case so).
 
 pub mod output;
+
+mod active_rules;
+mod addresses;
+mod config;
+mod delta;
+mod dispatch;
+mod graph;
+mod hosts;
+pub mod ip_set;
+mod item;
+mod members;
+mod policy_resolver;
+pub mod rule_scanner;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use graph::{Graph, Stats};

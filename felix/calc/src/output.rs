@@ -13,22 +13,62 @@ pub enum Output {
     /// Resolved configuration parameters from the datastore, by name: global, selector-scoped, per host
     /// already merged in that order. Environment and file come on top of it, in felix itself.
     Config(BTreeMap<String, String>),
-    IpSetUpdate { id: String, kind: IpSetKind, members: BTreeSet<String> },
-    IpSetDelta { id: String, added: Vec<String>, removed: Vec<String> },
-    PolicyUpdate { key: PolicyKey, policy: ActivePolicy },
-    ProfileUpdate { name: String, profile: ActiveProfile },
-    WorkloadEndpointUpdate { key: WorkloadEndpointKey, endpoint: WorkloadEndpoint },
-    HostEndpointUpdate { key: HostEndpointKey, endpoint: HostEndpoint },
-    WorkloadEndpointRemove { key: WorkloadEndpointKey },
-    HostEndpointRemove { key: HostEndpointKey },
-    ProfileRemove { name: String },
-    PolicyRemove { key: PolicyKey },
-    IpSetRemove { id: String },
-    PoolUpdate { cidr: IpNet, pool: syncer_common::model::values::IpPool },
-    PoolRemove { cidr: IpNet },
+    IpSetUpdate {
+        id: String,
+        kind: IpSetKind,
+        members: BTreeSet<String>,
+    },
+    IpSetDelta {
+        id: String,
+        added: Vec<String>,
+        removed: Vec<String>,
+    },
+    PolicyUpdate {
+        key: PolicyKey,
+        policy: ActivePolicy,
+    },
+    ProfileUpdate {
+        name: String,
+        profile: ActiveProfile,
+    },
+    WorkloadEndpointUpdate {
+        key: WorkloadEndpointKey,
+        endpoint: WorkloadEndpoint,
+    },
+    HostEndpointUpdate {
+        key: HostEndpointKey,
+        endpoint: HostEndpoint,
+    },
+    WorkloadEndpointRemove {
+        key: WorkloadEndpointKey,
+    },
+    HostEndpointRemove {
+        key: HostEndpointKey,
+    },
+    ProfileRemove {
+        name: String,
+    },
+    PolicyRemove {
+        key: PolicyKey,
+    },
+    IpSetRemove {
+        id: String,
+    },
+    PoolUpdate {
+        cidr: IpNet,
+        pool: syncer_common::model::values::IpPool,
+    },
+    PoolRemove {
+        cidr: IpNet,
+    },
     /// Every node's addresses, this one's included.
-    HostUpdate { node: String, host: Host },
-    HostRemove { node: String },
+    HostUpdate {
+        node: String,
+        host: Host,
+    },
+    HostRemove {
+        node: String,
+    },
 }
 
 /// Members are text as `ipset` takes it: `10.0.0.1`, `10.0.0.0/8`, `10.0.0.1,tcp:80`. A set holds both
