@@ -1,0 +1,97 @@
+//! Rule hashes: what says, without comparing text, that a rule in the kernel is the one we want at this
+//! place.
+//!
+//! The hash of a rule covers the hash of the rule before it, so one id fixes content and position both. The
+//! kernel rewrites rules when it prints them; the id comes back unchanged, as the rule's first comment.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha224};
+
+use super::render::{HASH_PREFIX, fragments};
+use super::{Chain, Rule};
+
+/// Characters of the encoded hash that become the id.
+const ID_LENGTH: usize = 16;
+
+/// Ids of a chain of ours, one per rule.
+pub fn chain_hashes(chain: &Chain) -> Vec<String> {
+    hashes(&chain.name, &chain.name, &chain.rules)
+}
+
+/// Ids of our rules in a chain of the kernel. Rules that always go to the end have their own seed, so that
+/// they are told apart from those that are inserted at the top.
+pub fn hook_hashes(kernel_chain: &str, append_always: bool, rules: &[Rule]) -> Vec<String> {
+    if append_always {
+        hashes(kernel_chain, &format!("{kernel_chain}*appends*"), rules)
+    } else {
+        hashes(kernel_chain, kernel_chain, rules)
+    }
+}
+
+fn hashes(chain: &str, seed: &str, rules: &[Rule]) -> Vec<String> {
+    let mut previous = Sha224::digest(seed.as_bytes());
+    let mut ids = Vec::with_capacity(rules.len());
+    for rule in rules {
+        let mut digest = Sha224::new();
+        digest.update(previous);
+        digest.update(format!("-A {chain} HASH").as_bytes());
+        for fragment in fragments(rule) {
+            digest.update(b" ");
+            digest.update(fragment.as_bytes());
+        }
+        previous = digest.finalize();
+        let mut id = URL_SAFE_NO_PAD.encode(previous);
+        id.truncate(ID_LENGTH);
+        ids.push(id);
+    }
+    ids
+}
+
+/// The comment that carries an id.
+pub fn hash_comment(id: &str) -> String {
+    format!("{HASH_PREFIX}{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jump(target: &str) -> Rule {
+        Rule { action: format!("--jump {target}"), ..Rule::default() }
+    }
+
+    #[test]
+    fn hooks_have_the_ids_that_running_clusters_carry() {
+        let known =
+            [("INPUT", "Cz_u1IQiXIMmKD4c"), ("FORWARD", "wUHhoiAYhphO9Mso"), ("OUTPUT", "tVnHkvAo15HuiPy0")];
+        for (chain, id) in known {
+            let ids = hook_hashes(chain, false, &[jump(&format!("cali-{chain}"))]);
+            assert_eq!(ids, [id]);
+        }
+    }
+
+    #[test]
+    fn the_same_rule_at_another_position_has_another_id() {
+        let chain = Chain { name: "cali-x".into(), rules: vec![jump("DROP"), jump("DROP")] };
+        let ids = chain_hashes(&chain);
+        assert_ne!(ids[0], ids[1]);
+    }
+
+    #[test]
+    fn a_change_alters_every_later_id_and_no_earlier_one() {
+        let before = Chain { name: "c".into(), rules: vec![jump("A"), jump("B"), jump("C")] };
+        let mut after = before.clone();
+        after.rules[1] = jump("D");
+        let (before, after) = (chain_hashes(&before), chain_hashes(&after));
+        assert_eq!(before[0], after[0]);
+        assert_ne!(before[1], after[1]);
+        assert_ne!(before[2], after[2]);
+    }
+
+    #[test]
+    fn appended_hooks_are_seeded_apart() {
+        let rules = [jump("cali-POSTROUTING")];
+        assert_ne!(hook_hashes("POSTROUTING", true, &rules), hook_hashes("POSTROUTING", false, &rules));
+    }
+}
