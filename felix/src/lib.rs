@@ -1,6 +1,8 @@
 //! The node agent for policy and routes: thin, fed by typha's stream, writing differences to the kernel.
 
+pub mod commands;
 pub mod ipsets;
 pub mod iptables;
+pub mod metrics;
 pub mod routetable;
 pub mod rules;

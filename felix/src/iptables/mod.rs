@@ -1,5 +1,15 @@
 //! iptables: rendering and hashing (pure), and the driver that writes only differences.
 
+pub mod features;
+pub mod generation;
+pub mod hash;
+pub mod parse;
+pub mod plan;
+pub mod render;
+pub mod restore;
+pub mod table;
+pub mod tables;
+
 /// A rule as fragments of an `iptables-restore` line: `-A <chain> [hash comment] [comments] match action`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
@@ -30,4 +40,37 @@ pub enum TableName {
     Mangle,
     Nat,
     Filter,
+}
+
+impl TableName {
+    /// In the order in which a packet meets them; filter is written last, when what it needs is there.
+    pub const ALL: [TableName; 4] = [TableName::Raw, TableName::Mangle, TableName::Nat, TableName::Filter];
+}
+
+impl IpVersion {
+    pub const ALL: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+}
+
+/// Which of the kernel's two implementations the programs talk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Backend {
+    Legacy,
+    Nft,
+}
+
+impl Backend {
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Legacy => "legacy",
+            Backend::Nft => "nft",
+        }
+    }
+}
+
+/// Where our rules stand in chains of the kernel: ChainInsertMode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InsertMode {
+    #[default]
+    Insert,
+    Append,
 }

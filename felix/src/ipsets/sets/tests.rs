@@ -1,0 +1,126 @@
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+
+use super::*;
+
+/// Remembers what it was asked to do; `save` answers a given text; restores fail as often as told.
+#[derive(Default)]
+struct FakeIpset {
+    saved: Mutex<String>,
+    restores: Mutex<Vec<String>>,
+    failures: Mutex<usize>,
+}
+
+#[async_trait]
+impl Commands for FakeIpset {
+    async fn run(&self, _program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+        match args {
+            ["save"] => Ok(self.saved.lock().unwrap().clone()),
+            ["restore"] => {
+                let mut failures = self.failures.lock().unwrap();
+                if *failures > 0 {
+                    *failures -= 1;
+                    return Err(CommandError::Failed {
+                        command: "ipset restore".into(),
+                        status: 1,
+                        stderr: "no".into(),
+                    });
+                }
+                self.restores.lock().unwrap().push(stdin.into());
+                Ok(String::new())
+            }
+            other => {
+                self.restores.lock().unwrap().push(other.join(" "));
+                Ok(String::new())
+            }
+        }
+    }
+}
+
+impl FakeIpset {
+    fn take(&self) -> String {
+        std::mem::take(&mut *self.restores.lock().unwrap()).join("--\n")
+    }
+}
+
+fn setup(saved: &str) -> (Arc<FakeIpset>, IpSets) {
+    let fake = Arc::new(FakeIpset { saved: Mutex::new(saved.into()), ..FakeIpset::default() });
+    (fake.clone(), IpSets::new(IpVersion::V4, fake, 100))
+}
+
+#[tokio::test]
+async fn a_set_that_is_right_is_not_written() {
+    let (fake, mut sets) = setup("create cali40a hash:net family inet maxelem 100\nadd cali40a 10.0.0.0/8\n");
+    sets.replace("a", IpSetKind::Net, ["10.0.0.0/8", "fe80::/10"]);
+    assert_eq!(sets.apply_updates().await.unwrap(), 0);
+    assert_eq!(fake.take(), "");
+    assert!(!sets.has_updates() && !sets.has_deletions());
+}
+
+#[tokio::test]
+async fn only_the_difference_is_written() {
+    let (fake, mut sets) = setup(
+        "create cali40a hash:net family inet maxelem 100\nadd cali40a 10.0.0.0/8\nadd cali40a 1.1.1.1\n",
+    );
+    sets.replace("a", IpSetKind::Net, ["10.0.0.0/8", "2.2.2.2/32"]);
+    sets.apply_updates().await.unwrap();
+    assert_eq!(fake.take(), "del cali40a 1.1.1.1 -exist\nadd cali40a 2.2.2.2 -exist\n");
+    sets.change("a", ["3.3.3.3", "10.0.0.0/8"], ["2.2.2.2", "9.9.9.9"]);
+    sets.change("a", ["4.4.4.4"], ["3.3.3.3"]);
+    sets.apply_updates().await.unwrap();
+    assert_eq!(fake.take(), "del cali40a 2.2.2.2 -exist\nadd cali40a 4.4.4.4 -exist\n");
+}
+
+#[tokio::test]
+async fn other_parameters_are_swapped_in() {
+    let (fake, mut sets) = setup("create cali40a hash:net family inet maxelem 5\nadd cali40a 10.0.0.0/8\n");
+    sets.replace("a", IpSetKind::Net, ["10.0.0.0/8"]);
+    sets.apply_updates().await.unwrap();
+    assert_eq!(
+        fake.take(),
+        "create cali4t0 hash:net family inet maxelem 100\nadd cali4t0 10.0.0.0/8 -exist\nswap cali4t0 cali40a\ndestroy cali4t0\n"
+    );
+}
+
+#[tokio::test]
+async fn leftovers_are_deleted_and_what_returns_is_only_changed() {
+    let (fake, mut sets) = setup("create cali40old hash:ip family inet maxelem 100\n");
+    sets.replace("a", IpSetKind::Ip, ["10.0.0.1"]);
+    sets.apply_updates().await.unwrap();
+    assert!(sets.has_deletions());
+    assert_eq!(sets.apply_deletions().await, 1);
+    assert!(fake.take().ends_with("destroy cali40old"));
+
+    sets.remove("a");
+    assert!(!sets.has_updates() && sets.has_deletions());
+    sets.replace("a", IpSetKind::Ip, ["10.0.0.1", "10.0.0.2"]);
+    assert!(!sets.has_deletions());
+    sets.apply_updates().await.unwrap();
+    assert_eq!(fake.take(), "add cali40a 10.0.0.2 -exist\n");
+}
+
+#[tokio::test]
+async fn after_a_failure_the_kernel_is_read_and_each_set_written_alone() {
+    let (fake, mut sets) = setup("");
+    sets.apply_updates().await.unwrap();
+    *fake.failures.lock().unwrap() = 1;
+    sets.replace("a", IpSetKind::Ip, ["10.0.0.1"]);
+    sets.replace("b", IpSetKind::Ip, ["10.0.0.2"]);
+    assert!(sets.apply_updates().await.is_err());
+    assert!(sets.has_updates());
+    *fake.saved.lock().unwrap() = "create cali40a hash:ip family inet maxelem 100\n".into();
+    assert_eq!(sets.apply_updates().await.unwrap(), 3);
+    assert_eq!(
+        fake.take(),
+        "add cali40a 10.0.0.1 -exist\n--\ncreate cali40b hash:ip family inet maxelem 100\nadd cali40b 10.0.0.2 -exist\n"
+    );
+}
+
+#[tokio::test]
+async fn nonsense_members_leave_the_rest_in_place() {
+    let (fake, mut sets) = setup("");
+    sets.replace("a", IpSetKind::Ip, ["10.0.0.1", "example.com"]);
+    sets.apply_updates().await.unwrap();
+    assert_eq!(fake.take(), "create cali40a hash:ip family inet maxelem 100\nadd cali40a 10.0.0.1 -exist\n");
+}

@@ -1,0 +1,372 @@
+//! The driver of one table: wanted chains in, one transaction with the difference out.
+//!
+//! Chains are offered by owners; only those that a kernel chain reaches (or that are marked as always needed) are
+//! programmed. Before each change the kernel is read, because others write there, too; with the nft backend
+//! the read is saved when the generation says that nobody else wrote since. After a failure the kernel is read
+//! again and the write repeated, with growing pauses. A chain that the kernel keeps refusing is closed (a single
+//! DROP) and reported, so that the rest of the table can be written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey};
+
+use super::parse::{SavedRule, SavedTable};
+use super::plan::{Hooks, Plan, Wanted, WantedChain, plan, targets};
+use super::restore::{Iptables, TableError};
+use super::{Backend, Chain, InsertMode, Rule, TableName};
+use crate::commands::CommandError;
+use crate::metrics;
+
+/// Attempts within one pass; the pass itself is repeated by the event loop.
+const ATTEMPTS: u32 = 6;
+/// Attempts after which a chain that the kernel names as the culprit is closed.
+const ATTEMPTS_BEFORE_CLOSING: u32 = 2;
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+
+/// Whose chains they are: an owner's chains come and go together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    Static,
+    Policy(PolicyKey),
+    Profile(String),
+    Workload(WorkloadEndpointKey),
+    HostEndpoint(HostEndpointKey),
+    WorkloadDispatch,
+    HostDispatch,
+}
+
+struct Offered {
+    wanted: WantedChain,
+    owners: usize,
+    targets: BTreeSet<String>,
+}
+
+pub struct Table {
+    iptables: Iptables,
+    name: TableName,
+    mode: InsertMode,
+    chains: BTreeMap<String, Offered>,
+    owners: BTreeMap<Owner, BTreeSet<String>>,
+    always: BTreeSet<Owner>,
+    hooks: BTreeMap<String, Hooks>,
+    /// Chains that the kernel refused, by what stands in their place.
+    closed: BTreeMap<String, WantedChain>,
+    /// What the kernel holds, and the generation at which that was true.
+    saved: Option<SavedTable>,
+    saved_at: Option<u32>,
+    dirty: bool,
+}
+
+/// What one application did to a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub lines: usize,
+    /// From which generation to which, when ours were the only commits.
+    pub moved: Option<(u32, u32)>,
+}
+
+impl Applied {
+    fn moved(&mut self, from: u32, to: u32) {
+        // A gap means that somebody else wrote in between.
+        let first = self.moved.filter(|(_, until)| *until == from).map_or(from, |(first, _)| first);
+        self.moved = Some((first, to));
+    }
+}
+
+impl Table {
+    pub fn new(iptables: Iptables, name: TableName) -> Table {
+        Table {
+            iptables,
+            name,
+            mode: InsertMode::Insert,
+            chains: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            always: BTreeSet::new(),
+            hooks: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            saved: None,
+            saved_at: None,
+            dirty: true,
+        }
+    }
+
+    pub fn name(&self) -> TableName {
+        self.name
+    }
+
+    // === desired state ===
+
+    /// All chains of an owner; none: the owner is gone.
+    pub fn offer(&mut self, owner: Owner, chains: Vec<Chain>, always_needed: bool) {
+        let before = self.owners.remove(&owner).unwrap_or_default();
+        let names: BTreeSet<String> = chains.iter().map(|chain| chain.name.clone()).collect();
+        for chain in chains {
+            let new_user = usize::from(!before.contains(&chain.name));
+            let known = self.chains.get_mut(&chain.name);
+            if let Some(offered) = known {
+                offered.owners += new_user;
+                if offered.wanted.chain == chain {
+                    continue;
+                }
+            }
+            self.closed.remove(&chain.name);
+            let name = chain.name.clone();
+            let owners = self.chains.get(&name).map_or(1, |offered| offered.owners);
+            let targets =
+                chain.rules.iter().flat_map(|rule| targets(&rule.action)).map(str::to_owned).collect();
+            self.chains.insert(name, Offered { wanted: WantedChain::new(chain), owners, targets });
+            self.dirty = true;
+        }
+        for name in before.difference(&names) {
+            if let Some(offered) = self.chains.get_mut(name) {
+                offered.owners -= 1;
+                if offered.owners == 0 {
+                    self.chains.remove(name);
+                    self.closed.remove(name);
+                    self.dirty = true;
+                }
+            }
+        }
+        let always_needed = always_needed && !names.is_empty();
+        if always_needed != self.always.contains(&owner) {
+            self.dirty = true;
+            if always_needed {
+                self.always.insert(owner.clone());
+            } else {
+                self.always.remove(&owner);
+            }
+        }
+        if !names.is_empty() {
+            self.owners.insert(owner, names);
+        }
+    }
+
+    /// Our rules in chains of the kernel.
+    pub fn set_hooks(&mut self, mode: InsertMode, hooks: BTreeMap<String, Hooks>) {
+        if self.hooks != hooks || self.mode != mode {
+            (self.hooks, self.mode) = (hooks, mode);
+            self.dirty = true;
+        }
+    }
+
+    /// The chains to program, by name.
+    pub fn wanted(&self) -> BTreeMap<&str, &WantedChain> {
+        let hook_rules = self.hooks.values().flat_map(|hooks| hooks.movable.iter().chain(&hooks.last));
+        let mut open: Vec<&str> = hook_rules.flat_map(|rule| targets(&rule.action)).collect();
+        open.extend(
+            self.always.iter().filter_map(|owner| self.owners.get(owner)).flatten().map(String::as_str),
+        );
+        let mut reached = BTreeMap::new();
+        while let Some(name) = open.pop() {
+            if let Some((name, offered)) = self.chains.get_key_value(name)
+                && !reached.contains_key(name.as_str())
+            {
+                reached.insert(name.as_str(), self.closed.get(name).unwrap_or(&offered.wanted));
+                open.extend(offered.targets.iter().map(String::as_str));
+            }
+        }
+        reached
+    }
+
+    pub fn hooks(&self) -> &BTreeMap<String, Hooks> {
+        &self.hooks
+    }
+
+    // === kernel ===
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Nobody wrote since we last knew what is in the kernel.
+    pub fn is_certain(&self, generation: Option<u32>) -> bool {
+        self.saved.is_some() && self.saved_at.is_some() && self.saved_at == generation
+    }
+
+    /// Forgets what is in the kernel: it is read at the next pass.
+    pub fn forget(&mut self) {
+        self.saved = None;
+        self.saved_at = None;
+        self.dirty = true;
+        self.lift();
+    }
+
+    /// Tries closed chains again: what they lacked may be there now.
+    pub fn lift(&mut self) {
+        self.dirty |= !self.closed.is_empty();
+        self.closed.clear();
+    }
+
+    /// Another table of ours moved the generation, alone.
+    pub fn generation_moved(&mut self, from: u32, to: u32) {
+        if self.saved_at == Some(from) {
+            self.saved_at = Some(to);
+        }
+    }
+
+    /// Makes the kernel's table as wanted.
+    pub async fn apply(&mut self, generation: impl Fn() -> Option<u32>) -> Result<Applied, TableError> {
+        let mut applied = Applied::default();
+        let mut pause = FIRST_PAUSE;
+        let mut last_error = None;
+        for attempt in 0..ATTEMPTS {
+            match self.attempt(&generation, &mut applied).await {
+                Ok(true) => {
+                    self.dirty = false;
+                    self.report(applied.lines);
+                    return Ok(applied);
+                }
+                Ok(false) => {}
+                Err((error, culprit)) => {
+                    self.saved = None;
+                    self.saved_at = None;
+                    applied.moved = None;
+                    tracing::warn!(table = self.name.name(), attempt, %error, "table could not be written; reading it again");
+                    if attempt + 1 >= ATTEMPTS_BEFORE_CLOSING {
+                        self.close(culprit, &error);
+                    }
+                    last_error = Some(error);
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+        self.dirty = true;
+        Err(last_error.unwrap_or_else(|| TableError::Contended { table: self.name.name() }))
+    }
+
+    /// One read, comparison and write. `true`: the table is as wanted.
+    async fn attempt(
+        &mut self,
+        generation: &impl Fn() -> Option<u32>,
+        applied: &mut Applied,
+    ) -> Result<bool, (TableError, Option<String>)> {
+        if !self.is_certain(generation()) {
+            let before = generation();
+            self.saved = Some(self.iptables.save(self.name).await.map_err(|error| (error, None))?);
+            self.saved_at = before;
+        }
+        let before = self.saved_at;
+        let saved = self.saved.take().unwrap_or_default();
+        let wanted = self.wanted();
+        let plan = plan(
+            &Wanted {
+                table: self.name,
+                backend: self.iptables.backend,
+                mode: self.mode,
+                chains: wanted,
+                hooks: &self.hooks,
+            },
+            &saved,
+        );
+        if plan.is_empty() {
+            self.saved = Some(saved);
+            return Ok(true);
+        }
+        tracing::debug!(table = self.name.name(), chains = ?plan.rewritten, removed = ?plan.removed, hooks = plan.hooks_changed, "writing table");
+        tracing::trace!(table = self.name.name(), text = plan.text, "iptables-restore input");
+        if let Err(error) = self.iptables.restore(&plan.text).await {
+            let culprit = culprit(&error, &plan.text);
+            return Err((error, culprit));
+        }
+        applied.lines += plan.text.lines().count();
+        match (before, generation()) {
+            (Some(from), Some(to)) if to == from.wrapping_add(plan.commits) && !plan.hooks_changed => {
+                // Ours were the only commits: what is there now is what was there, and what we wrote.
+                self.saved = Some(self.expected(saved, &plan));
+                self.saved_at = Some(to);
+                applied.moved(from, to);
+                Ok(true)
+            }
+            // The kernel's spelling of our hooks is needed later, or somebody else wrote: look at once.
+            (Some(from), Some(to)) => {
+                match to == from.wrapping_add(plan.commits) {
+                    true => applied.moved(from, to),
+                    false => applied.moved = None,
+                }
+                self.saved_at = None;
+                Ok(false)
+            }
+            // No generation to ask: the regular check looks.
+            _ => Ok(true),
+        }
+    }
+
+    fn expected(&self, mut saved: SavedTable, plan: &Plan) -> SavedTable {
+        let wanted = self.wanted();
+        for name in &plan.removed {
+            saved.chains.remove(name);
+        }
+        for name in &plan.rewritten {
+            if let Some(wanted) = wanted.get(name.as_str()) {
+                let rules =
+                    wanted.hashes.iter().map(|id| SavedRule { hash: Some(id.clone()), text: String::new() });
+                saved.chains.entry(name.clone()).or_default().rules = rules.collect();
+            }
+        }
+        saved
+    }
+
+    fn close(&mut self, culprit: Option<String>, error: &TableError) {
+        let Some(name) =
+            culprit.filter(|name| self.chains.contains_key(name) && !self.closed.contains_key(name))
+        else {
+            return;
+        };
+        tracing::error!(table = self.name.name(), chain = name, %error, "the kernel refuses this chain; it is closed until it changes");
+        let comments = vec!["Refused by the kernel".to_owned()];
+        let rules = match self.name {
+            // The kernel does not let the nat table drop.
+            TableName::Nat => Vec::new(),
+            _ => vec![Rule { action: "--jump DROP".into(), comments, ..Rule::default() }],
+        };
+        self.closed.insert(name.clone(), WantedChain::new(Chain { name, rules }));
+    }
+
+    fn report(&self, lines: usize) {
+        let wanted = self.wanted();
+        let rules = wanted.values().map(|chain| chain.hashes.len()).sum();
+        metrics::table(self.iptables.version, self.name, wanted.len(), rules, lines);
+    }
+
+    pub fn backend(&self) -> Backend {
+        self.iptables.backend
+    }
+}
+
+/// The chain that `iptables-restore` complained about, from the line or the chain that it names.
+fn culprit(error: &TableError, text: &str) -> Option<String> {
+    let TableError::Write(CommandError::Failed { stderr, .. }) = error else { return None };
+    if let Some((_, rest)) = stderr.split_once("rule in chain ") {
+        return rest.split_whitespace().next().map(str::to_owned);
+    }
+    let number = stderr.to_ascii_lowercase();
+    let at = number.find("line")? + "line".len();
+    let digits: String =
+        number[at..].chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let line = text.lines().nth(digits.parse::<usize>().ok()?.checked_sub(1)?)?;
+    let mut words = line.split_whitespace();
+    matches!(words.next()?, "-A" | "-R" | "-I").then(|| words.next().map(str::to_owned)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_culprit_is_found_by_line_and_by_name() {
+        let text = "*filter\n:cali-x - -\n-A cali-x -j NONSENSE\nCOMMIT\n";
+        let failed = |stderr: &str| {
+            TableError::Write(CommandError::Failed { command: "r".into(), status: 2, stderr: stderr.into() })
+        };
+        for stderr in [
+            "iptables-restore v1.8.9 (legacy): Couldn't load target `NONSENSE'\n\nError occurred at line: 3\nTry `x'",
+            "iptables-nft-restore v1.8.9 (nf_tables): line 3: RULE_APPEND failed: rule in chain cali-x",
+        ] {
+            assert_eq!(culprit(&failed(stderr), text).as_deref(), Some("cali-x"), "{stderr}");
+        }
+        assert_eq!(culprit(&failed("iptables-restore: line 4 failed"), text), None);
+        assert_eq!(culprit(&failed("lock"), text), None);
+    }
+}
