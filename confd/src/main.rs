@@ -1,1 +1,95 @@
-fn main() {}
+//! The `confd` program: the daemon, and `confd render` for looking at what it would write.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use confd::config::{self, Config};
+use confd::render::Syntax;
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    let result = match matches.subcommand() {
+        Some(("render", matches)) => render(matches),
+        _ => run(&matches),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("confd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> Command {
+    let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
+    Command::new("confd")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Keeps a node's BIRD configured for BGP, from the objects that typha sends")
+        .after_help(
+            "BIRD is not started by confd: run `bird -c CONFIG -s SOCKET` beside it, with the same two paths.\n\
+             Stopping confd leaves BIRD, its sessions and its routes as they are.",
+        )
+        .arg(path("config-file").help("Settings, as name = value lines [default: /etc/calico/confd.cfg if there]"))
+        .args(config::settings().args())
+        .subcommand(
+            Command::new("render")
+                .about("Writes the configuration of a node that manifests give, and touches nothing else")
+                .arg(Arg::new("node").long("node").required(true).help("The node's name"))
+                .arg(path("manifests").required(true).help("A file of objects, or a folder of such files"))
+                .arg(
+                    Arg::new("syntax")
+                        .long("syntax")
+                        .default_value("bird2")
+                        .value_parser(|text: &str| text.parse::<Syntax>())
+                        .help("bird2: stock BIRD 2, one file; classic: Calico's BIRD, not available yet"),
+                )
+                .arg(path("out").required(true).help("The folder to write to")),
+        )
+}
+
+fn environment() -> Vec<(String, String)> {
+    // Variables that are not Unicode cannot be ours.
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    let file = matches.get_one::<PathBuf>("config-file").map(PathBuf::as_path);
+    let settings = config::load(matches, &environment(), file)?;
+    let config = Config::from_settings(&settings)?;
+    daemon::logging::init(&config.log_level, daemon::logging::format(&config.log_format)?)?;
+    for name in settings.unknown() {
+        tracing::warn!(name, "setting in the file is not known");
+    }
+    for (name, value, origin) in settings.given() {
+        tracing::info!(name, value, origin, "setting");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(confd::daemon::run(config))
+}
+
+fn render(matches: &ArgMatches) -> anyhow::Result<()> {
+    let node = matches.get_one::<String>("node").context("--node is missing")?;
+    let path = |name: &str| matches.get_one::<PathBuf>(name).with_context(|| format!("--{name} is missing"));
+    let (manifests, out) = (path("manifests")?, path("out")?);
+    let syntax = *matches.get_one::<Syntax>("syntax").context("--syntax is missing")?;
+    anyhow::ensure!(manifests.exists(), "--manifests {}: no such file or folder", manifests.display());
+
+    let no_flags = Command::new("confd").args(config::settings().args()).get_matches_from(["confd"]);
+    let settings = config::load(&no_flags, &environment(), None)?;
+    let mut local = config::local_settings(&settings)?;
+    local.node = node.clone();
+    let written = confd::render_manifests(&local, manifests, syntax, out, &mut |problem| {
+        eprintln!("confd: {problem}");
+    })?;
+    println!("{}", Path::new(&written).display());
+    Ok(())
+}

@@ -86,12 +86,14 @@ impl Programmer {
     }
 
     /// Sets what BIRD shall run; `supervise` makes it so. Another text with the same meaning is no change.
-    pub fn want(&mut self, rendered: Rendered) {
-        if self.wanted.as_ref().is_none_or(|wanted| wanted.marker != rendered.marker) {
-            self.on_disk = None;
-            self.refusal = None;
-            self.wanted = Some(rendered);
+    pub fn want(&mut self, rendered: Rendered) -> bool {
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.marker == rendered.marker) {
+            return false;
         }
+        self.on_disk = None;
+        self.refusal = None;
+        self.wanted = Some(rendered);
+        true
     }
 
     /// Brings file and BIRD to what is wanted, where they are not, and reads the sessions.

@@ -1,0 +1,172 @@
+//! confd's settings: flags, environment (`CONFD_*` and the names that Calico's node uses) and file.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use daemon::{Endpoint, Settings, Spec, spec};
+
+use crate::bgp::{LocalSettings, RouterId};
+
+pub const PREFIX: &str = "CONFD";
+pub const CONFIG_FILE: &str = "/etc/calico/confd.cfg";
+const DEFAULT_TYPHA: &str = "127.0.0.1:5473";
+
+pub static SPECS: &[Spec] = &[
+    spec("Node", "", "This node's name in the datastore; also NODENAME, else the host's name"),
+    spec("TyphaAddr", "", "Typhas, host:port with commas between; also FELIX_TYPHAADDR, else 127.0.0.1:5473"),
+    spec("BirdConfig", "/etc/calico/confd/config/bird.cfg", "The file that BIRD reads"),
+    spec("BirdSocket", "/var/run/calico/bird.ctl", "BIRD's control socket"),
+    spec("BirdBinary", "bird", "The BIRD 2 that checks a configuration before it is put in place"),
+    spec("RouterId", "", "An address, or hash; the node's IPv4 address if not given; also CALICO_ROUTER_ID"),
+    spec("BgpLogSeverity", "", "Overrides logSeverityScreen of BGPConfiguration; also BGP_LOGSEVERITYSCREEN"),
+    spec(
+        "AdvertiseClusterIps",
+        "",
+        "Replaces serviceClusterIPs of BGPConfiguration; also CALICO_ADVERTISE_CLUSTER_IPS",
+    ),
+    spec("LogSeverityScreen", "info", "Log level, or a filter such as info,confd=debug"),
+    spec("LogFormat", "text", "text or json"),
+    spec("HealthEnabled", "false", "Serve /liveness and /readiness"),
+    spec("HealthHost", "localhost", "Where health is served"),
+    spec("HealthPort", "9096", "Where health is served"),
+    spec("PrometheusMetricsEnabled", "false", "Serve /metrics"),
+    spec("PrometheusMetricsHost", "", "Where metrics are served; every address if not given"),
+    spec("PrometheusMetricsPort", "9094", "Where metrics are served"),
+];
+
+/// Variables of Calico's node that stand for one of ours, unless ours is given.
+const ALIASES: [(&str, &str); 5] = [
+    ("NODENAME", "Node"),
+    ("FELIX_TYPHAADDR", "TyphaAddr"),
+    ("CALICO_ROUTER_ID", "RouterId"),
+    ("BGP_LOGSEVERITYSCREEN", "BgpLogSeverity"),
+    ("CALICO_ADVERTISE_CLUSTER_IPS", "AdvertiseClusterIps"),
+];
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub local: LocalSettings,
+    pub typhas: Vec<String>,
+    pub bird_config: PathBuf,
+    pub bird_socket: PathBuf,
+    pub bird_binary: PathBuf,
+    pub log_level: String,
+    pub log_format: String,
+    pub health: Option<Endpoint>,
+    pub metrics: Option<Endpoint>,
+}
+
+/// The table of settings, for flags and `--help`.
+pub fn settings() -> Settings {
+    Settings::new(PREFIX, SPECS)
+}
+
+/// Everything that was given: flags, then the environment, then the file.
+pub fn load(
+    matches: &clap::ArgMatches,
+    environment: &[(String, String)],
+    file: Option<&Path>,
+) -> anyhow::Result<Settings> {
+    let settings = settings().with_flags(matches).with_environment(environment.iter().cloned());
+    // Aliases come after our own variables and before the file.
+    let missing = ALIASES.iter().filter(|(_, name)| settings.raw(name).is_none());
+    let aliases: Vec<(String, String)> = missing
+        .filter_map(|(alias, name)| {
+            let (_, value) = environment.iter().find(|(variable, _)| variable == alias)?;
+            Some((format!("{PREFIX}_{name}"), value.clone()))
+        })
+        .collect();
+    let settings = settings.with_environment(aliases);
+    match file {
+        Some(file) => Ok(settings.with_file(file, true)?),
+        None => Ok(settings.with_file(Path::new(CONFIG_FILE), false)?),
+    }
+}
+
+impl Config {
+    pub fn from_settings(settings: &Settings) -> anyhow::Result<Config> {
+        let endpoint = |on: &str, host: &str, port: &str| -> anyhow::Result<Option<Endpoint>> {
+            if !settings.get::<bool>(on)? {
+                return Ok(None);
+            }
+            Ok(Some(Endpoint::new(settings.get::<String>(host)?, settings.get(port)?)))
+        };
+        let typhas: Vec<String> = settings.get("TyphaAddr")?;
+        Ok(Config {
+            local: local_settings(settings)?,
+            typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
+            bird_config: settings.get("BirdConfig")?,
+            bird_socket: settings.get("BirdSocket")?,
+            bird_binary: settings.get("BirdBinary")?,
+            log_level: settings.get("LogSeverityScreen")?,
+            log_format: settings.get("LogFormat")?,
+            health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
+            metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
+        })
+    }
+}
+
+/// What the node itself contributes to its configuration.
+pub fn local_settings(settings: &Settings) -> anyhow::Result<LocalSettings> {
+    let mut node: String = settings.get("Node")?;
+    if node.is_empty() {
+        node = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .context("reading the host's name; give --node or NODENAME")?
+            .trim()
+            .to_lowercase();
+    }
+    if node.is_empty() {
+        bail!("this node has no name: give --node or NODENAME");
+    }
+    let router_id = match settings.raw("RouterId").unwrap_or_default() {
+        "" => RouterId::NodeAddress,
+        "hash" => RouterId::Hash,
+        text => match text.parse::<Ipv4Addr>() {
+            Ok(id) if !id.is_unspecified() => RouterId::Fixed(id),
+            _ => bail!(settings.refuse(
+                "RouterId",
+                format!("{text:?} is neither hash nor a number written like an IPv4 address")
+            )),
+        },
+    };
+    Ok(LocalSettings {
+        node,
+        router_id,
+        log_severity: settings.raw("BgpLogSeverity").map(str::to_owned),
+        advertise_cluster_ips: match settings.raw("AdvertiseClusterIps") {
+            Some(_) => Some(settings.get("AdvertiseClusterIps")?),
+            None => None,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(environment: &[(&str, &str)], flags: &[&str]) -> anyhow::Result<Config> {
+        let command = clap::Command::new("confd").args(settings().args());
+        let matches = command.try_get_matches_from([&["confd"], flags].concat()).unwrap();
+        let environment: Vec<(String, String)> =
+            environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Config::from_settings(&load(&matches, &environment, None)?)
+    }
+
+    #[test]
+    fn our_variables_win_over_those_of_calico_and_flags_over_both() {
+        let calico = [("NODENAME", "n1"), ("FELIX_TYPHAADDR", "a:1"), ("CALICO_ROUTER_ID", "hash")];
+        let read = config(&calico, &[]).unwrap();
+        assert_eq!((read.local.node.as_str(), read.local.router_id), ("n1", RouterId::Hash));
+        assert_eq!(read.typhas, ["a:1"]);
+        let ours = [&calico[..], &[("CONFD_TYPHAADDR", "b:1,c:2"), ("CONFD_NODE", "n2")]].concat();
+        let read = config(&ours, &["--node", "n3"]).unwrap();
+        assert_eq!((read.local.node.as_str(), read.typhas), ("n3", vec!["b:1".to_owned(), "c:2".to_owned()]));
+    }
+
+    #[test]
+    fn a_router_id_that_is_none_is_refused_by_name() {
+        let error = config(&[("NODENAME", "n1"), ("CONFD_ROUTERID", "fd00::1")], &[]).unwrap_err();
+        assert!(format!("{error:#}").contains("CONFD_ROUTERID"), "{error:#}");
+    }
+}
