@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use sha3::Sha3_224;
 use syncer_common::model::PolicyKey;
@@ -175,6 +176,17 @@ pub fn group_uid(selector: &str, direction: Direction, members: &[PolicyKey]) ->
     let mut uid = URL_SAFE_NO_PAD.encode(digest.finalize());
     uid.truncate(GROUP_UID_LENGTH);
     uid
+}
+
+/// The MAC address of a node's VXLAN device: from the node's name, so that every node can tell it.
+pub fn vtep_mac(node: &str, v6: bool) -> String {
+    let suffix = if v6 { "-v6" } else { "" };
+    let digest = Sha1::digest(format!("{node}{suffix}").as_bytes());
+    let mut mac = "66".to_owned();
+    for byte in &digest[..5] {
+        mac.push_str(&format!(":{byte:02x}"));
+    }
+    mac
 }
 
 /// Prefix and suffix, the suffix hashed where both together are too long, or where they are exactly as long

@@ -57,8 +57,8 @@ pub struct RuleContext<'a> {
 }
 
 impl Renderer {
-    /// Ingress and egress chain of a policy, as the filter table takes them.
-    pub fn policy_chains(&self, key: &PolicyKey, policy: &ActivePolicy, version: IpVersion) -> [Chain; 2] {
+    /// Ingress and egress chain of a policy, as the filter table takes them. A staged policy has none.
+    pub fn policy_chains(&self, key: &PolicyKey, policy: &ActivePolicy, version: IpVersion) -> Vec<Chain> {
         self.policy_chains_in(TableName::Filter, key, policy, version)
     }
 
@@ -69,20 +69,18 @@ impl Renderer {
         key: &PolicyKey,
         policy: &ActivePolicy,
         version: IpVersion,
-    ) -> [Chain; 2] {
+    ) -> Vec<Chain> {
+        if names::is_staged(&key.kind) {
+            return Vec::new();
+        }
         let owner = Owner::Policy { key, tier: &policy.tier };
-        [(Direction::Ingress, &policy.inbound), (Direction::Egress, &policy.outbound)].map(
-            |(direction, rules)| {
-                let context = RuleContext {
-                    version,
-                    owner,
-                    direction,
-                    untracked: policy.untracked,
-                    deny: self.deny_in(table),
-                };
-                Chain { name: names::policy_chain(key, direction), rules: self.commented(&context, rules) }
-            },
-        )
+        let directions = [(Direction::Ingress, &policy.inbound), (Direction::Egress, &policy.outbound)];
+        let chains = directions.map(|(direction, rules)| {
+            let untracked = policy.untracked;
+            let context = RuleContext { version, owner, direction, untracked, deny: self.deny_in(table) };
+            Chain { name: names::policy_chain(key, direction), rules: self.commented(&context, rules) }
+        });
+        chains.into()
     }
 
     /// Ingress and egress chain of a profile, as the filter table takes them.
