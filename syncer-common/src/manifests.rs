@@ -1,1 +1,329 @@
-//! Reading YAML and JSON manifests.
+//! Manifests: YAML (several documents) or JSON, single objects or lists, as `calicoctl` reads them.
+//!
+//! Every object stands alone: one that cannot be read is an error of its own, which names document, item,
+//! field and reason, and the others are read all the same. Nothing here panics on any input. Files of a
+//! directory are read in the order of their paths, directories inside it after that rule too.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Number, Value};
+
+use crate::apis::{FieldError, Resource};
+use crate::model::Update;
+use crate::processors::Processors;
+
+mod document;
+
+pub use document::{Document, split_documents};
+
+/// Larger files are refused: nobody writes them by hand, and reading one takes many times its size.
+pub const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// An object that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct DocumentError {
+    /// Counted from 1.
+    pub document: usize,
+    /// Counted from 1, in a document that is a list.
+    pub item: Option<usize>,
+    /// Kind and name, as far as they are known.
+    pub object: String,
+    pub field: String,
+    pub reason: String,
+}
+
+impl fmt::Display for DocumentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "document {}", self.document)?;
+        if let Some(item) = self.item {
+            write!(f, ", item {item}")?;
+        }
+        if !self.object.is_empty() {
+            write!(f, " ({})", self.object)?;
+        }
+        write!(f, ": {}: {}", self.field, self.reason)
+    }
+}
+
+/// An object, or a whole file, that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    #[error("{}: {error}", file.display())]
+    Document { file: PathBuf, error: DocumentError },
+    #[error("{}: {reason}", file.display())]
+    File { file: PathBuf, reason: String },
+    /// It was read, but it does not convert to what the agents use.
+    #[error("{}: document {document}: {error}", file.display())]
+    Conversion { file: PathBuf, document: usize, error: crate::processors::ConversionError },
+}
+
+/// An object and where it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    pub file: PathBuf,
+    /// Counted from 1.
+    pub document: usize,
+    pub resource: Resource,
+}
+
+/// Reads every object of a text.
+pub fn parse_manifest(text: &str) -> Vec<Result<Resource, DocumentError>> {
+    numbered(text).into_iter().map(|result| result.map(|(_, resource)| resource)).collect()
+}
+
+/// With the number of the document each object came from.
+pub fn numbered(text: &str) -> Vec<Result<(usize, Resource), DocumentError>> {
+    let mut objects = Vec::new();
+    for document in split_documents(text) {
+        let number = document.number;
+        let error = |item, object, field: FieldError| DocumentError {
+            document: number,
+            item,
+            object,
+            field: field.field,
+            reason: field.reason,
+        };
+        match document.value() {
+            Ok(None) => {}
+            Ok(Some(value)) => match list_items(value) {
+                Listed::One(value) => {
+                    let object = name_of(&value);
+                    objects.push(
+                        Resource::from_json(value)
+                            .map(|resource| (number, resource))
+                            .map_err(|field| error(None, object, field)),
+                    );
+                }
+                Listed::Items(items) => {
+                    for (index, value) in items.into_iter().enumerate() {
+                        let object = name_of(&value);
+                        objects.push(
+                            Resource::from_json(value)
+                                .map(|resource| (number, resource))
+                                .map_err(|field| error(Some(index + 1), object, field)),
+                        );
+                    }
+                }
+            },
+            Err(field) => objects.push(Err(error(None, String::new(), field))),
+        }
+    }
+    objects
+}
+
+enum Listed {
+    One(Value),
+    Items(Vec<Value>),
+}
+
+/// `IPPoolList`, `List` and plain sequences hold objects. Items of a typed list may leave kind and
+/// version to it.
+fn list_items(value: Value) -> Listed {
+    match value {
+        Value::Array(items) => Listed::Items(items),
+        Value::Object(mut object) => {
+            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let Some(item_kind) = kind.strip_suffix("List") else {
+                return Listed::One(Value::Object(object));
+            };
+            let items = match object.remove("items") {
+                Some(Value::Array(items)) => items,
+                Some(Value::Null) | None => Vec::new(),
+                Some(_) => return Listed::One(Value::Object(object)),
+            };
+            let version = object.get("apiVersion").cloned();
+            Listed::Items(items.into_iter().map(|item| inherit(item, item_kind, version.as_ref())).collect())
+        }
+        other => Listed::One(other),
+    }
+}
+
+fn inherit(mut item: Value, kind: &str, version: Option<&Value>) -> Value {
+    if let (Value::Object(members), false) = (&mut item, kind.is_empty()) {
+        members.entry("kind").or_insert_with(|| kind.into());
+        if let Some(version) = version {
+            members.entry("apiVersion").or_insert_with(|| version.clone());
+        }
+    }
+    item
+}
+
+/// Kind and name as far as they can be seen, for errors.
+fn name_of(value: &Value) -> String {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let text = |field| value.get("metadata").and_then(|metadata| metadata.get(field)).and_then(Value::as_str);
+    match (text("namespace"), text("name")) {
+        (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
+        (None, Some(name)) => format!("{kind} {name}"),
+        _ => kind.to_owned(),
+    }
+}
+
+/// Reads a file, or every manifest below a directory.
+pub fn read_path(path: &Path) -> Vec<Result<Located, ManifestError>> {
+    let mut files = Vec::new();
+    let mut objects = Vec::new();
+    if path.is_dir() {
+        collect_files(path, &mut files, &mut objects);
+    } else {
+        files.push(path.to_owned());
+    }
+    for file in files {
+        match read_text(&file) {
+            Ok(text) => objects.extend(locate(&file, &text)),
+            Err(error) => objects.push(Err(error)),
+        }
+    }
+    objects
+}
+
+/// Reads a text that came from `file`.
+pub fn locate(file: &Path, text: &str) -> Vec<Result<Located, ManifestError>> {
+    numbered(text)
+        .into_iter()
+        .map(|result| {
+            result
+                .map(|(document, resource)| Located { file: file.to_owned(), document, resource })
+                .map_err(|error| ManifestError::Document { file: file.to_owned(), error })
+        })
+        .collect()
+}
+
+/// Whether a directory's reader takes this file: by its name only.
+pub fn is_manifest_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    !name.starts_with('.') && matches!(extension, "yaml" | "yml" | "json")
+}
+
+fn collect_files(dir: &Path, files: &mut Vec<PathBuf>, errors: &mut Vec<Result<Located, ManifestError>>) {
+    let failed = |reason: String| ManifestError::File { file: dir.to_owned(), reason };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return errors.push(Err(failed(error.to_string()))),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        match entry {
+            Ok(entry) => paths.push(entry.path()),
+            Err(error) => errors.push(Err(failed(error.to_string()))),
+        }
+    }
+    paths.sort();
+    for path in paths {
+        // Links to directories are not followed: they may lead back here.
+        let is_dir = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        let hidden =
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.'));
+        if is_dir && !hidden {
+            collect_files(&path, files, errors);
+        } else if !is_dir && is_manifest_name(&path) {
+            files.push(path);
+        }
+    }
+}
+
+/// A file's text, or why it has none.
+pub fn read_text(file: &Path) -> Result<String, ManifestError> {
+    let failed = |reason: String| ManifestError::File { file: file.to_owned(), reason };
+    let metadata = std::fs::metadata(file).map_err(|error| failed(error.to_string()))?;
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(failed(format!("{} bytes are more than {MAX_FILE_BYTES}", metadata.len())));
+    }
+    let bytes = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| failed(format!("not UTF-8 text: {error}")))
+}
+
+/// One resource as YAML, without the `---` that goes between documents.
+pub fn to_yaml(resource: &Resource) -> String {
+    let value = serde_json::to_value(resource).expect("a resource has string keys only");
+    value_to_yaml(&value)
+}
+
+/// Any JSON value as YAML.
+pub fn value_to_yaml(value: &Value) -> String {
+    serde_yaml_ng::to_string(value).expect("JSON values are YAML values")
+}
+
+/// What the manifests below `dir` become for the agents, as if they were in a datastore. Of two objects
+/// with one identity the later one counts.
+pub fn load_updates(dir: &Path) -> (Vec<Update>, Vec<ManifestError>) {
+    let mut processors = Processors::new();
+    let mut updates = processors.initial();
+    let mut errors = Vec::new();
+    for located in read_path(dir) {
+        let located = match located {
+            Ok(located) => located,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
+        };
+        let Located { file, document, resource } = located;
+        match resource.key_path() {
+            Ok(path) => {
+                let converted = processors.put(&path, &resource.to_stored());
+                updates.extend(converted.updates);
+                if let Some(error) = converted.error {
+                    errors.push(ManifestError::Conversion { file, document, error });
+                }
+            }
+            Err(FieldError { field, reason }) => {
+                let object = resource.id();
+                let error = DocumentError { document, item: None, object, field, reason };
+                errors.push(ManifestError::Document { file, error });
+            }
+        }
+    }
+    (updates, errors)
+}
+
+/// YAML → JSON. Tags are refused by name: `nodeSelector: !has(x)` looks like a selector, but to YAML it
+/// is a tag on nothing.
+fn to_json(value: serde_yaml_ng::Value, field: &str) -> Result<Value, FieldError> {
+    use serde_yaml_ng::Value as Yaml;
+    Ok(match value {
+        Yaml::Null => Value::Null,
+        Yaml::Bool(truth) => Value::Bool(truth),
+        Yaml::Number(number) => {
+            if let Some(number) = number.as_u64() {
+                number.into()
+            } else if let Some(number) = number.as_i64() {
+                number.into()
+            } else {
+                number
+                    .as_f64()
+                    .and_then(Number::from_f64)
+                    .map(Value::Number)
+                    .ok_or_else(|| FieldError::new(field, "not a finite number"))?
+            }
+        }
+        Yaml::String(text) => Value::String(text),
+        Yaml::Sequence(items) => Value::Array(
+            items
+                .into_iter()
+                .enumerate()
+                .map(|(index, item)| to_json(item, &format!("{field}[{index}]")))
+                .collect::<Result<_, _>>()?,
+        ),
+        Yaml::Mapping(members) => {
+            let mut object = Map::new();
+            for (name, member) in members {
+                let name = match name {
+                    Yaml::String(name) => name,
+                    Yaml::Number(number) => number.to_string(),
+                    Yaml::Bool(truth) => truth.to_string(),
+                    _ => return Err(FieldError::new(field, "a name that is not text")),
+                };
+                let path = if field.is_empty() { name.clone() } else { format!("{field}.{name}") };
+                object.insert(name, to_json(member, &path)?);
+            }
+            Value::Object(object)
+        }
+        Yaml::Tagged(tagged) => {
+            let reason = format!("YAML reads {} as a tag, not as a value: put it in quotes", tagged.tag);
+            return Err(FieldError::new(field, reason));
+        }
+    })
+}

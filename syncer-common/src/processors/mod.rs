@@ -1,1 +1,352 @@
-//! Conversion of datastore objects to the v1 model.
+//! Conversion of datastore objects to the v1 model: pure, one object at a time, in the order of the
+//! datastore's history.
+//!
+//! Rules:
+//! - Every object owns the keys of its updates. What it no longer produces is deleted by the same call.
+//! - An object that cannot be read, or that would mean something else than was written if its bad parts
+//!   were left out, is refused whole: its keys become `Invalid`, and the error names key, field and
+//!   reason. Bad members of a plain list of addresses are left out and reported.
+//! - Pools, host endpoints and global network sets: several objects may own one key. The one with the
+//!   lexically lowest name counts; when it goes, the next is exposed.
+//! - Values leave here reduced to what agents read, in canonical form, and valid.
+
+mod addresses;
+mod bgp;
+mod cluster;
+mod conflict;
+mod endpoints;
+mod felix_configuration;
+mod findings;
+mod ipam;
+mod kubernetes;
+mod networks;
+mod node;
+mod policies;
+mod project;
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::apis::{FieldError, Resource};
+use crate::model::{DeletionReason, Key, ResourceKey, Update, Value};
+use crate::validate;
+
+pub use addresses::{parse_address, parse_net};
+
+use conflict::ConflictCache;
+use findings::Findings;
+
+/// Larger values are refused unread: etcd itself takes 1.5 MiB by default.
+pub const MAX_VALUE_BYTES: usize = 4 << 20;
+
+/// The profile that allows everything. It is in no datastore, every reader makes it.
+pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";
+
+/// What one change of the datastore means.
+#[derive(Debug, Default)]
+pub struct Converted {
+    /// To be applied, with or without an error.
+    pub updates: Vec<Update>,
+    /// To be reported once.
+    pub error: Option<ConversionError>,
+}
+
+/// Why an object, or a part of it, does not count.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {field}: {reason}")]
+pub struct ConversionError {
+    /// Path in the datastore.
+    pub key: String,
+    pub field: String,
+    pub reason: String,
+}
+
+/// The converters with their caches; one per view of a datastore.
+#[derive(Debug, Default)]
+pub struct Processors {
+    /// Leave out the checks and the canonical form: what the original software's converters do.
+    verbatim: bool,
+    pools: ConflictCache,
+    host_endpoints: ConflictCache,
+    network_sets: ConflictCache,
+    /// The keys that configuration objects gave, by path.
+    configuration: BTreeMap<String, BTreeSet<Key>>,
+}
+
+/// What one object becomes.
+pub(crate) enum Outcome {
+    /// These entries; nothing else belongs to it.
+    Entries(Vec<Update>),
+    /// A key that other objects may hold too; no value takes the object out.
+    Shared(Key, Option<Value>),
+}
+
+impl Processors {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Converts as the original software does, without validation and canonical form. For comparing
+    /// conversions with its own; never for agents.
+    pub fn verbatim() -> Self {
+        Processors { verbatim: true, ..Self::default() }
+    }
+
+    /// What is there before anything is read: the profile that allows everything.
+    pub fn initial(&self) -> Vec<Update> {
+        vec![policies::default_allow()]
+    }
+
+    /// Forgets everything, before a full listing.
+    pub fn clear(&mut self) {
+        *self = Processors { verbatim: self.verbatim, ..Self::default() };
+    }
+
+    /// An object was written.
+    pub fn put(&mut self, path: &str, value: &[u8]) -> Converted {
+        let Some(key) = parse_key(path) else {
+            return unknown_key(path);
+        };
+        if value.len() > MAX_VALUE_BYTES {
+            let reason = format!("{} bytes are more than {MAX_VALUE_BYTES}", value.len());
+            return self.refuse(path, &key, FieldError::new("the value", reason));
+        }
+        match key {
+            Key::Resource(key) => self.put_resource(path, key, value),
+            Key::Block { .. } | Key::BlockAffinity(_) => match ipam::convert(&key, value) {
+                Ok(update) => self.finish(path, vec![update], Findings::default()),
+                Err(error) => self.refuse(path, &key, error),
+            },
+            // Handles, IPAM settings, status and keys of old releases: no agent reads them.
+            _ => Converted::default(),
+        }
+    }
+
+    /// An object is gone.
+    pub fn delete(&mut self, path: &str) -> Converted {
+        let Some(key) = parse_key(path) else {
+            return Converted::default();
+        };
+        let updates = self.withdraw(path, &key, DeletionReason::Deleted);
+        let unknown = self.verbatim && updates.is_none();
+        let error = unknown.then(|| error(path, FieldError::new("metadata.name", "not known")));
+        Converted { updates: updates.unwrap_or_default(), error }
+    }
+
+    fn put_resource(&mut self, path: &str, key: ResourceKey, value: &[u8]) -> Converted {
+        if !is_converted(&key.kind) || is_synthesised(&key) {
+            return Converted::default();
+        }
+        let resource_key = Key::Resource(key.clone());
+        let resource = match Resource::from_stored(path, value) {
+            Ok(resource) => resource,
+            Err(error) => return self.refuse(path, &resource_key, error),
+        };
+        let mut findings = Findings::default();
+        let outcome = match convert(&key, &resource, &mut findings) {
+            Ok(outcome) => outcome,
+            Err(error) => return self.refuse(path, &resource_key, error),
+        };
+        if !self.verbatim
+            && let Some(error) = findings.take_refusal()
+        {
+            return self.refuse_outcome(path, &resource_key, outcome, error);
+        }
+        let name = key.name.as_str();
+        let updates = match outcome {
+            Outcome::Entries(entries) => match key.kind.as_str() {
+                "FelixConfiguration" | "ClusterInformation" => self.settle(path, entries),
+                _ => entries,
+            },
+            Outcome::Shared(own, Some(value)) => {
+                if !self.verbatim
+                    && let Some(error) = validate::value(&own, &value).into_iter().next()
+                {
+                    return self.refuse_outcome(path, &resource_key, Outcome::Shared(own, None), error);
+                }
+                match self.cache(&key.kind) {
+                    Some(cache) => cache.put(name, own, value),
+                    None => vec![Update::set(own, value)],
+                }
+            }
+            Outcome::Shared(own, None) => match self.cache(&key.kind) {
+                Some(cache) => cache.remove(name, DeletionReason::Deleted).unwrap_or_default(),
+                None => vec![Update::delete(own)],
+            },
+        };
+        self.finish(path, updates, findings)
+    }
+
+    /// The last step of every conversion: canonical form, then validation.
+    fn finish(&self, path: &str, mut updates: Vec<Update>, findings: Findings) -> Converted {
+        let mut problems = findings.into_notes();
+        if !self.verbatim {
+            for update in &mut updates {
+                let Ok(value) = &mut update.value else { continue };
+                let errors = validate::value(&update.key, value);
+                if errors.is_empty() {
+                    project::canonical(value);
+                } else {
+                    problems.extend(errors);
+                    update.value = Err(DeletionReason::Invalid);
+                }
+            }
+        }
+        Converted { updates, error: summary(path, problems) }
+    }
+
+    /// The object does not count: its keys become invalid.
+    fn refuse(&mut self, path: &str, key: &Key, reason: FieldError) -> Converted {
+        let updates = self.withdraw(path, key, DeletionReason::Invalid).unwrap_or_default();
+        Converted { updates, error: Some(error(path, reason)) }
+    }
+
+    /// The same, for an object whose keys are known because it was converted already.
+    fn refuse_outcome(&mut self, path: &str, key: &Key, outcome: Outcome, reason: FieldError) -> Converted {
+        let mut updates = self.withdraw(path, key, DeletionReason::Invalid).unwrap_or_default();
+        if let Outcome::Entries(entries) = outcome {
+            for entry in entries {
+                if !updates.iter().any(|update| update.key == entry.key) {
+                    updates.push(Update { key: entry.key, value: Err(DeletionReason::Invalid) });
+                }
+            }
+        }
+        Converted { updates, error: Some(error(path, reason)) }
+    }
+
+    /// Takes away everything that an object gave. Nothing when it was not known where that matters.
+    fn withdraw(&mut self, path: &str, key: &Key, reason: DeletionReason) -> Option<Vec<Update>> {
+        let gone = |key: Key| Update { key, value: Err(reason) };
+        let key = match key {
+            Key::Resource(key) => key,
+            Key::Block { .. } | Key::BlockAffinity(_) => return Some(vec![gone(key.clone())]),
+            _ => return Some(Vec::new()),
+        };
+        if !is_converted(&key.kind) || is_synthesised(key) {
+            return Some(Vec::new());
+        }
+        if let Some(cache) = self.cache(&key.kind) {
+            return cache.remove(&key.name, reason);
+        }
+        let keys = match key.kind.as_str() {
+            "FelixConfiguration" | "ClusterInformation" => {
+                self.configuration.remove(path).unwrap_or_default().into_iter().collect()
+            }
+            "Node" => node::keys(&key.name),
+            "Profile" => policies::profile_keys(&key.name),
+            "Tier" => vec![Key::Tier { name: key.name.clone() }],
+            "NetworkSet" => vec![networks::network_set_key(key)],
+            "WorkloadEndpoint" => {
+                endpoints::workload_endpoint_key(key).into_iter().map(Key::WorkloadEndpoint).collect()
+            }
+            "BGPConfiguration" | "BGPPeer" => vec![Key::Resource(key.clone())],
+            _ => vec![policies::key(key)],
+        };
+        Some(keys.into_iter().map(gone).collect())
+    }
+
+    /// Replaces what a configuration object gave before by what it gives now.
+    fn settle(&mut self, path: &str, entries: Vec<Update>) -> Vec<Update> {
+        let now: BTreeSet<Key> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let before = self.configuration.insert(path.to_owned(), now.clone()).unwrap_or_default();
+        let mut updates: Vec<Update> =
+            before.into_iter().filter(|key| !now.contains(key)).map(Update::delete).collect();
+        updates.extend(entries);
+        updates
+    }
+
+    fn cache(&mut self, kind: &str) -> Option<&mut ConflictCache> {
+        match kind {
+            "IPPool" => Some(&mut self.pools),
+            "HostEndpoint" => Some(&mut self.host_endpoints),
+            "GlobalNetworkSet" => Some(&mut self.network_sets),
+            _ => None,
+        }
+    }
+}
+
+fn convert(key: &ResourceKey, resource: &Resource, findings: &mut Findings) -> Result<Outcome, FieldError> {
+    Ok(match key.kind.as_str() {
+        "NetworkPolicy"
+        | "GlobalNetworkPolicy"
+        | "StagedNetworkPolicy"
+        | "StagedGlobalNetworkPolicy"
+        | "KubernetesNetworkPolicy"
+        | "KubernetesClusterNetworkPolicy" => {
+            Outcome::Entries(vec![policies::convert(key, resource, findings)?])
+        }
+        "StagedKubernetesNetworkPolicy" => {
+            Outcome::Entries(vec![kubernetes::convert_staged(key, resource, findings)?])
+        }
+        "Tier" => Outcome::Entries(vec![policies::convert_tier(key, resource)?]),
+        "Profile" => Outcome::Entries(policies::convert_profile(key, resource, findings)?),
+        "WorkloadEndpoint" => Outcome::Entries(vec![endpoints::convert_workload(key, resource)?]),
+        "HostEndpoint" => endpoints::convert_host(key, resource, findings)?,
+        "IPPool" => networks::convert_pool(resource)?,
+        "NetworkSet" => Outcome::Entries(vec![networks::convert_network_set(key, resource, findings)?]),
+        "GlobalNetworkSet" => networks::convert_global_network_set(key, resource, findings)?,
+        "Node" => Outcome::Entries(node::convert(key, resource, findings)?),
+        "FelixConfiguration" => Outcome::Entries(felix_configuration::convert(key, resource, findings)),
+        "ClusterInformation" => Outcome::Entries(cluster::convert(key, resource)?),
+        "BGPConfiguration" => Outcome::Entries(vec![bgp::convert_configuration(key, resource)?]),
+        "BGPPeer" => Outcome::Entries(vec![bgp::convert_peer(key, resource, findings)?]),
+        other => return Err(FieldError::new("kind", format!("{other} is not converted"))),
+    })
+}
+
+/// Kinds that agents read. The others are stored, and stay where they are.
+fn is_converted(kind: &str) -> bool {
+    matches!(
+        kind,
+        "NetworkPolicy"
+            | "GlobalNetworkPolicy"
+            | "StagedNetworkPolicy"
+            | "StagedGlobalNetworkPolicy"
+            | "StagedKubernetesNetworkPolicy"
+            | "KubernetesNetworkPolicy"
+            | "KubernetesClusterNetworkPolicy"
+            | "Tier"
+            | "Profile"
+            | "WorkloadEndpoint"
+            | "HostEndpoint"
+            | "IPPool"
+            | "NetworkSet"
+            | "GlobalNetworkSet"
+            | "Node"
+            | "FelixConfiguration"
+            | "ClusterInformation"
+            | "BGPConfiguration"
+            | "BGPPeer"
+    )
+}
+
+/// A stored object of that name would hide the one that every reader makes.
+fn is_synthesised(key: &ResourceKey) -> bool {
+    key.kind == "Profile" && key.name == DEFAULT_ALLOW_PROFILE
+}
+
+fn parse_key(path: &str) -> Option<Key> {
+    Key::parse(path).or_else(|| Key::parse_block_affinity(path))
+}
+
+/// Old releases left all sorts of things beside the resources; only where resources belong is an unknown
+/// path worth a word.
+fn unknown_key(path: &str) -> Converted {
+    let report = path.starts_with("/calico/resources/v3/projectcalico.org/");
+    let unknown = || error(path, FieldError::new("key", "no kind of resource is kept here"));
+    Converted { updates: Vec::new(), error: report.then(unknown) }
+}
+
+fn error(path: &str, FieldError { field, reason }: FieldError) -> ConversionError {
+    ConversionError { key: path.to_owned(), field, reason }
+}
+
+/// One report for all problems of an object.
+fn summary(path: &str, problems: Vec<FieldError>) -> Option<ConversionError> {
+    let more = problems.len().saturating_sub(1);
+    let mut first = problems.into_iter().next()?;
+    if more > 0 {
+        first.reason += &format!(" (and {more} more)");
+    }
+    Some(error(path, first))
+}

@@ -1,0 +1,108 @@
+//! Specs of endpoints, nodes and pools.
+
+use serde::Deserialize;
+
+use super::scalars::{AsNumber, Protocol};
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEndpointSpec {
+    pub orchestrator: String,
+    pub workload: String,
+    pub node: String,
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub pod: String,
+    pub endpoint: String,
+    pub service_account_name: String,
+    pub ip_networks: Vec<String>,
+    #[serde(rename = "ipNATs")]
+    pub ip_nats: Vec<IpNat>,
+    pub profiles: Vec<String>,
+    pub interface_name: String,
+    pub mac: String,
+    pub ports: Vec<EndpointPort>,
+    pub allow_spoofed_source_prefixes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct IpNat {
+    #[serde(rename = "internalIP")]
+    pub internal_ip: String,
+    #[serde(rename = "externalIP")]
+    pub external_ip: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EndpointPort {
+    pub name: String,
+    pub protocol: Option<Protocol>,
+    pub port: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostEndpointSpec {
+    pub node: String,
+    pub interface_name: String,
+    #[serde(rename = "expectedIPs")]
+    pub expected_ips: Vec<String>,
+    pub profiles: Vec<String>,
+    pub ports: Vec<EndpointPort>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    pub bgp: Option<NodeBgpSpec>,
+    #[serde(rename = "ipv4VXLANTunnelAddr")]
+    pub ipv4_vxlan_tunnel_addr: String,
+    #[serde(rename = "vxlanTunnelMACAddr")]
+    pub vxlan_tunnel_mac_addr: String,
+    #[serde(rename = "ipv6VXLANTunnelAddr")]
+    pub ipv6_vxlan_tunnel_addr: String,
+    #[serde(rename = "vxlanTunnelMACAddrV6")]
+    pub vxlan_tunnel_mac_addr_v6: String,
+    pub addresses: Vec<NodeAddress>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeBgpSpec {
+    #[serde(rename = "asNumber")]
+    pub as_number: Option<AsNumber>,
+    #[serde(rename = "ipv4Address")]
+    pub ipv4_address: String,
+    #[serde(rename = "ipv6Address")]
+    pub ipv6_address: String,
+    #[serde(rename = "ipv4IPIPTunnelAddr")]
+    pub ipv4_ipip_tunnel_addr: String,
+    #[serde(rename = "routeReflectorClusterID")]
+    pub route_reflector_cluster_id: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    pub address: String,
+    pub r#type: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IpPoolSpec {
+    pub cidr: String,
+    pub block_size: Option<u32>,
+    pub ipip_mode: String,
+    pub vxlan_mode: String,
+    pub nat_outgoing: bool,
+    pub disabled: bool,
+    #[serde(rename = "disableBGPExport")]
+    pub disable_bgp_export: bool,
+    pub node_selector: String,
+    pub namespace_selector: String,
+    pub allowed_uses: Vec<String>,
+    pub assignment_mode: String,
+}

@@ -1,0 +1,111 @@
+//! Nodes: tunnel addresses as host configuration, and the node itself for those who build routes.
+
+use proto::model as v1;
+
+use super::addresses::{interface_address, mac};
+use super::findings::Findings;
+use crate::apis::network::NodeSpec;
+use crate::apis::{FieldError, Resource};
+use crate::model::{DeletionReason, Key, ResourceKey, Update, Value};
+
+const TUNNEL_SETTINGS: [&str; 5] = [
+    "IpInIpTunnelAddr",
+    "IPv4VXLANTunnelAddr",
+    "VXLANTunnelMACAddr",
+    "IPv6VXLANTunnelAddr",
+    "VXLANTunnelMACAddrV6",
+];
+
+fn resource_key(name: &str) -> Key {
+    Key::Resource(ResourceKey { kind: "Node".to_owned(), namespace: String::new(), name: name.to_owned() })
+}
+
+fn config_key(host: &str, name: &str) -> Key {
+    Key::HostConfig { host: host.to_owned(), name: name.to_owned() }
+}
+
+pub(super) fn keys(name: &str) -> Vec<Key> {
+    let settings = TUNNEL_SETTINGS.iter().map(|setting| config_key(name, setting));
+    settings.chain([resource_key(name)]).collect()
+}
+
+pub(super) fn convert(
+    key: &ResourceKey,
+    resource: &Resource,
+    findings: &mut Findings,
+) -> Result<Vec<Update>, FieldError> {
+    let spec: NodeSpec = resource.typed_spec()?;
+    let bgp = spec.bgp.clone().unwrap_or_default();
+    let mut updates = Vec::new();
+    // A value that does not read counts as absent and is reported; the others stand.
+    let mut check =
+        |field: &str, text: &str, parse: fn(&str) -> Result<String, String>| -> Result<String, ()> {
+            if text.is_empty() {
+                return Ok(String::new());
+            }
+            parse(text).map_err(|reason| findings.note(field, reason))
+        };
+    let tunnels = [
+        (
+            "spec.bgp.ipv4IPIPTunnelAddr",
+            &bgp.ipv4_ipip_tunnel_addr,
+            ipv4 as fn(&str) -> Result<String, String>,
+        ),
+        ("spec.ipv4VXLANTunnelAddr", &spec.ipv4_vxlan_tunnel_addr, ipv4),
+        ("spec.vxlanTunnelMACAddr", &spec.vxlan_tunnel_mac_addr, mac),
+        ("spec.ipv6VXLANTunnelAddr", &spec.ipv6_vxlan_tunnel_addr, ipv6),
+        ("spec.vxlanTunnelMACAddrV6", &spec.vxlan_tunnel_mac_addr_v6, mac),
+    ];
+    let mut parsed = Vec::with_capacity(tunnels.len());
+    for (setting, (field, text, parse)) in TUNNEL_SETTINGS.iter().zip(tunnels) {
+        let key = config_key(&key.name, setting);
+        let value = check(field, text, parse);
+        updates.push(match &value {
+            Ok(text) if text.is_empty() => Update::delete(key),
+            Ok(text) => Update::set(key, Value::Config(text.clone())),
+            Err(()) => Update { key, value: Err(DeletionReason::Invalid) },
+        });
+        parsed.push(value.unwrap_or_default());
+    }
+    let mut parsed = parsed.into_iter();
+    let mut next = || parsed.next().unwrap_or_default();
+    let (ipip, vxlan4, mac4, vxlan6, mac6) = (next(), next(), next(), next(), next());
+    let ipv4_address =
+        check("spec.bgp.ipv4Address", &bgp.ipv4_address, interface_address).unwrap_or_default();
+    let ipv6_address =
+        check("spec.bgp.ipv6Address", &bgp.ipv6_address, interface_address).unwrap_or_default();
+    let mut addresses = Vec::with_capacity(spec.addresses.len());
+    for (index, address) in spec.addresses.iter().enumerate() {
+        let field = format!("spec.addresses[{index}].address");
+        if let Ok(text) = check(&field, &address.address, interface_address) {
+            addresses.push(v1::NodeAddress { address: text, r#type: address.r#type.clone() });
+        }
+    }
+    let node = v1::Node {
+        labels: resource.metadata.labels.clone(),
+        bgp: spec.bgp.map(|bgp| v1::NodeBgp {
+            as_number: bgp.as_number.map(|number| number.0),
+            ipv4_address,
+            ipv6_address,
+            ipv4_ipip_tunnel_addr: ipip,
+            route_reflector_cluster_id: bgp.route_reflector_cluster_id,
+        }),
+        addresses,
+        ipv4_vxlan_tunnel_addr: vxlan4,
+        ipv6_vxlan_tunnel_addr: vxlan6,
+        vxlan_tunnel_mac: mac4,
+        vxlan_tunnel_mac_v6: mac6,
+    };
+    updates.push(Update::set(resource_key(&key.name), Value::Node(node)));
+    Ok(updates)
+}
+
+fn ipv4(text: &str) -> Result<String, String> {
+    let address: Result<std::net::Ipv4Addr, _> = text.parse();
+    address.map(|address| address.to_string()).map_err(|_| format!("{text:?} is not an IPv4 address"))
+}
+
+fn ipv6(text: &str) -> Result<String, String> {
+    let address: Result<std::net::Ipv6Addr, _> = text.parse();
+    address.map(|address| address.to_string()).map_err(|_| format!("{text:?} is not an IPv6 address"))
+}
