@@ -1,0 +1,170 @@
+//! The agent between typha's events and a real BIRD: when it programs, what it acknowledges, what it repairs.
+
+mod support;
+
+use std::time::Duration;
+
+use confd::agent::Agent;
+use confd::metrics::ConfdMetrics;
+use daemon::{CancellationToken, Health};
+use syncer_common::model::Update;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use typha_client::{ClientEvent, CutId};
+
+use support::lab::{Lab, LabNode, eventually, skip};
+use support::*;
+
+/// What the operator is promised for a lost reload.
+const REPAIR: Duration = Duration::from_secs(5);
+
+struct Running {
+    events: mpsc::Sender<ClientEvent>,
+    acks: watch::Receiver<Option<CutId>>,
+    health: Health,
+    cancel: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+fn start(node: &LabNode) -> Running {
+    let (events, inbox) = mpsc::channel(8);
+    let (acks_out, acks) = watch::channel(None);
+    let (health, cancel) = (Health::new(), CancellationToken::new());
+    let reporter = health.register("bird", None);
+    let agent = Agent::new(local("n1"), node.programmer(), acks_out, ConfdMetrics::new(), reporter);
+    let task = tokio::spawn(agent.run(inbox, cancel.clone()));
+    Running { events, acks, health, cancel, task }
+}
+
+fn cut(seq: u64) -> CutId {
+    CutId { epoch: "e".into(), seq }
+}
+
+impl Running {
+    async fn send(&self, events: impl IntoIterator<Item = ClientEvent>) {
+        for event in events {
+            self.events.send(event).await.unwrap();
+        }
+    }
+
+    /// Everything sent has been taken out of the channel.
+    async fn taken(&self) {
+        eventually("events are taken", REPAIR, async || {
+            if self.events.capacity() == self.events.max_capacity() { Ok(()) } else { Err("not yet".into()) }
+        })
+        .await;
+    }
+
+    async fn acknowledged(&mut self, seq: u64) {
+        let wanted = Some(cut(seq));
+        let wait = self.acks.wait_for(|ack| *ack == wanted);
+        tokio::time::timeout(REPAIR, wait).await.unwrap_or_else(|_| panic!("no ack of {seq}")).unwrap();
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+fn cluster() -> Vec<Update> {
+    vec![
+        node("n1", "172.30.0.11/24", ""),
+        node("n2", "172.30.0.12/24", ""),
+        pool("10.244.0.0/16"),
+        block("n1", "10.244.140.64/26"),
+    ]
+}
+
+fn file(node: &LabNode) -> String {
+    std::fs::read_to_string(node.config()).unwrap_or_default()
+}
+
+async fn file_has(node: &LabNode, text: &str) {
+    eventually(text, REPAIR, async || if file(node).contains(text) { Ok(()) } else { Err(file(node)) }).await;
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_the_first_proven_state() {
+    if skip() {
+        return;
+    }
+    let lab = Lab::up();
+    let agent = start(&lab.nodes[0]);
+    agent.send([ClientEvent::Connected { server: "t".into() }, ClientEvent::Updates(cluster())]).await;
+    agent.send([ClientEvent::Cut(cut(1))]).await;
+    agent.taken().await;
+    agent.send([ClientEvent::Disconnected { reason: "test".into() }]).await;
+    agent.taken().await;
+    assert!(!lab.nodes[0].config().exists());
+    agent.send([ClientEvent::InSync, ClientEvent::Cut(cut(2))]).await;
+    file_has(&lab.nodes[0], "Mesh_172_30_0_12").await;
+    assert_eq!(*agent.acks.borrow(), None, "no BIRD has confirmed it");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn cuts_are_acknowledged_when_bird_runs_them_and_a_lost_server_changes_nothing() {
+    if skip() {
+        return;
+    }
+    let mut lab = Lab::up();
+    let mut agent = start(&lab.nodes[0]);
+    agent.send([ClientEvent::Updates(cluster()), ClientEvent::InSync, ClientEvent::Cut(cut(1))]).await;
+    file_has(&lab.nodes[0], "Mesh_172_30_0_12").await;
+    assert!(!agent.health.readiness().good);
+    lab.nodes[0].start_bird();
+    agent.acknowledged(1).await;
+    assert!(agent.health.readiness().good);
+
+    // A cut without a change is acknowledged at once; one with a change when BIRD runs it.
+    agent.send([ClientEvent::Cut(cut(2))]).await;
+    agent.acknowledged(2).await;
+    let more = vec![block("n1", "10.244.9.64/26")];
+    agent.send([ClientEvent::Updates(more), ClientEvent::Cut(cut(3))]).await;
+    agent.acknowledged(3).await;
+    assert!(file(&lab.nodes[0]).contains("route 10.244.9.64/26 blackhole"));
+
+    let before = file(&lab.nodes[0]);
+    agent.send([ClientEvent::Disconnected { reason: "both typhas are down".into() }]).await;
+    agent.taken().await;
+    agent.send([ClientEvent::Connected { server: "t2".into() }, ClientEvent::Cut(cut(4))]).await;
+    agent.acknowledged(4).await;
+    assert_eq!(file(&lab.nodes[0]), before);
+
+    // A BIRD that is killed and comes back on an old file runs the right one within the promised time.
+    lab.nodes[0].stop_bird();
+    std::fs::write(lab.nodes[0].config(), "router id 127.0.0.9;\nprotocol device {}\n").unwrap();
+    lab.nodes[0].start_bird();
+    let socket = lab.nodes[0].socket();
+    let (_, took) = eventually("BIRD runs our file again", REPAIR, async || {
+        let mut control = confd::bird::control::Control::connect(&socket).await.map_err(|e| e.to_string())?;
+        match control.running_marker().await {
+            Ok(Some(marker)) if before.contains(&marker) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    println!("repaired within {:.1} s", took.as_secs_f32());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn without_cuts_additions_are_programmed_and_deletions_wait() {
+    if skip() {
+        return;
+    }
+    let mut lab = Lab::up();
+    lab.nodes[0].start_bird();
+    let mut agent = start(&lab.nodes[0]);
+    agent.send([ClientEvent::Updates(cluster()), ClientEvent::InSync, ClientEvent::Cut(cut(1))]).await;
+    agent.acknowledged(1).await;
+    let changes = vec![Update::delete(resource("Node", "n2")), block("n1", "10.244.9.64/26")];
+    agent.send([ClientEvent::Updates(changes)]).await;
+    file_has(&lab.nodes[0], "10.244.9.64/26").await;
+    assert!(file(&lab.nodes[0]).contains("Mesh_172_30_0_12"), "between cuts, absence proves nothing");
+    agent.send([ClientEvent::Cut(cut(2))]).await;
+    agent.acknowledged(2).await;
+    assert!(!file(&lab.nodes[0]).contains("Mesh_172_30_0_12"));
+    agent.stop().await;
+}
