@@ -158,7 +158,9 @@ impl Graph {
             Some(host) => Output::HostUpdate { node, host },
             None => Output::HostRemove { node },
         }));
-        out.extend(self.pools.take().into_iter().map(|(cidr, pool)| match pool {
+        let mut pools = self.pools.take();
+        pools.sort_by_key(|(_, pool)| pool.is_some());
+        out.extend(pools.into_iter().map(|(cidr, pool)| match pool {
             Some(pool) => Output::PoolUpdate { cidr, pool },
             None => Output::PoolRemove { cidr },
         }));

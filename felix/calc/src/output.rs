@@ -1,7 +1,8 @@
 //! What the calculation puts out: plain enums, consumed by the dataplane managers.
 //!
-//! Order within one flush: IP sets added and changed, policies, profiles, endpoints; then endpoint, profile,
-//! policy and IP-set removals. One pending entry per object, so a slow dataplane is bounded by state.
+//! Order within one flush: configuration; IP sets added, IP sets changed, policies, profiles, endpoints;
+//! then endpoint, profile, policy and IP-set removals; nodes; pools, removals first. One pending entry per
+//! object, so a slow dataplane is bounded by state.
 
 use std::collections::{BTreeMap, BTreeSet};
 

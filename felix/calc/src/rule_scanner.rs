@@ -30,7 +30,7 @@ pub struct RuleError {
 /// The sets that a policy or profile refers to, by id.
 pub type NeededSets = BTreeMap<String, IpSetDef>;
 
-/// Programs of performance hints that we know.
+/// The performance hint that keeps a policy active without a local match.
 const ALWAYS_NEEDED: &str = "AssumeNeededOnEveryNode";
 
 pub fn is_always_needed(policy: &values::Policy) -> bool {
@@ -120,15 +120,18 @@ fn scan_rule(rule: &values::Rule, sets: &mut NeededSets) -> Result<Rule, RuleErr
     })
 }
 
+/// First and last port.
+type PortRange = (u16, u16);
+
 #[derive(Default)]
 struct Side {
     nets: Vec<String>,
-    ports: Vec<(u16, u16)>,
+    ports: Vec<PortRange>,
     named_port_sets: Vec<String>,
     sets: Vec<String>,
     ip_port_sets: Vec<String>,
     not_nets: Vec<String>,
-    not_ports: Vec<(u16, u16)>,
+    not_ports: Vec<PortRange>,
     not_named_port_sets: Vec<String>,
     not_sets: Vec<String>,
 }
@@ -204,7 +207,7 @@ fn parse(field: &str, text: &str) -> Result<Selector, RuleError> {
 fn split_ports<'a>(
     field: &str,
     ports: &'a [values::Port],
-) -> Result<(Vec<(u16, u16)>, Vec<&'a str>), RuleError> {
+) -> Result<(Vec<PortRange>, Vec<&'a str>), RuleError> {
     use values::port::Port;
     let (mut numbers, mut names) = (Vec::new(), Vec::new());
     for port in ports {
@@ -253,4 +256,75 @@ fn icmp(field: &str, icmp: Option<&values::Icmp>) -> Result<Option<Icmp>, RuleEr
 
 fn refused(field: &str, reason: impl ToString) -> RuleError {
     RuleError { field: field.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{allow, deny};
+
+    fn scan(rule: crate::testing::Rule) -> Result<(Rule, NeededSets), RuleError> {
+        let rules = values::ProfileRules { inbound_rules: vec![rule.0], ..Default::default() };
+        scan_profile(&rules).map(|(mut profile, sets)| (profile.inbound.remove(0), sets))
+    }
+
+    #[test]
+    fn plain_matches_are_carried_over() {
+        let mut rule = deny().protocol("TCP").to_number(80, 90).edit_src(|src| {
+            src.nets = vec!["10.0.0.0/8".into()];
+            src.not_nets = vec!["10.1.0.0/16".into()];
+        });
+        rule.0.ip_version = 4;
+        rule.0.not_protocol = Some(values::Protocol { id: Some(values::protocol::Id::Number(47)) });
+        rule.0.icmp = Some(values::Icmp { r#type: 8, code: None });
+        rule.0.not_icmp = Some(values::Icmp { r#type: 3, code: Some(0) });
+        rule.0.annotations = BTreeMap::from([("why".to_owned(), "test".to_owned())]);
+        let (scanned, sets) = scan(rule).unwrap();
+        let expected = Rule {
+            action: "deny".into(),
+            ip_version: 4,
+            protocol: Some(Protocol::Name("tcp".into())),
+            not_protocol: Some(Protocol::Number(47)),
+            icmp: Some(Icmp { icmp_type: 8, code: None }),
+            not_icmp: Some(Icmp { icmp_type: 3, code: Some(0) }),
+            src_nets: vec!["10.0.0.0/8".into()],
+            not_src_nets: vec!["10.1.0.0/16".into()],
+            dst_ports: vec![(80, 90)],
+            annotations: BTreeMap::from([("why".to_owned(), "test".to_owned())]),
+            ..Rule::default()
+        };
+        assert_eq!(scanned, expected);
+        assert!(sets.is_empty());
+    }
+
+    #[test]
+    fn selector_of_everything_is_not_no_selector() {
+        let (scanned, sets) = scan(allow().from("all()")).unwrap();
+        assert_eq!(scanned.src_ip_set_ids, sets.into_keys().collect::<Vec<_>>());
+        assert_eq!(scanned.src_ip_set_ids.len(), 1);
+        let (scanned, _) = scan(allow().from("")).unwrap();
+        assert_eq!(scanned.src_ip_set_ids, Vec::<String>::new());
+    }
+
+    #[test]
+    fn protocol_numbers_narrow_named_ports_like_names() {
+        let by_name = scan(allow().protocol("udp").to_port("dns")).unwrap();
+        let mut rule = allow().to_port("dns");
+        rule.0.protocol = Some(values::Protocol { id: Some(values::protocol::Id::Number(17)) });
+        let by_number = scan(rule).unwrap();
+        assert_eq!(by_name.0.dst_named_port_ip_set_ids, by_number.0.dst_named_port_ip_set_ids);
+    }
+
+    #[test]
+    fn refusal_names_the_place_and_the_reason() {
+        let error = |rule| scan(rule).map(|_| ()).unwrap_err().to_string();
+        assert_eq!(error(allow().to_number(0, 65_536)), "inbound_rules[0].dst.ports: port above 65535");
+        let net = allow().edit_src(|src| src.not_nets.push("10.0.0.0/33".into()));
+        assert_eq!(error(net), "inbound_rules[0].src.not_nets: \"10.0.0.0/33\" is not a CIDR");
+        let selector = error(allow().from("has(a)").not_from("b =="));
+        assert!(
+            selector.starts_with("inbound_rules[0].src.not_selector: bad selector at byte"),
+            "{selector}"
+        );
+    }
 }

@@ -12,7 +12,7 @@ use syncer_common::model::{Key, Update, Value};
 /// One step of a run.
 #[derive(Clone, Debug)]
 enum Step {
-    Set(Entry),
+    Set(Box<Entry>),
     Delete(Key),
     Flush,
     InSync,
@@ -137,7 +137,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        12 => entry().prop_map(Step::Set),
+        12 => entry().prop_map(|entry| Step::Set(Box::new(entry))),
         5 => entry().prop_map(|entry| Step::Delete(entry.key)),
         4 => Just(Step::Flush),
         1 => Just(Step::InSync),
@@ -163,7 +163,8 @@ proptest! {
         let (mut datastore, mut in_sync) = (BTreeMap::new(), false);
         for step in steps.into_iter().chain([Step::InSync, Step::Flush]) {
             match step {
-                Step::Set(Entry { key, value }) => {
+                Step::Set(entry) => {
+                    let Entry { key, value } = *entry;
                     datastore.insert(key.clone(), value.clone());
                     graph.on_update(Update::set(key, value));
                 }

@@ -158,18 +158,18 @@ fn tiers_sort_by_order_then_name_and_carry_their_default_action() {
 
 #[test]
 fn missing_tier_applies_last_and_denies() {
-    let tier = Entry::tier("early", Some(1.0), "Pass");
+    let tier = Entry::tier("access", Some(1.0), "Pass");
     let there = State::new("tier exists")
         .with(local("a", "10.0.0.1/32", &[]))
         .with(tier.clone())
-        .with(Entry::tier("default", Some(1e6), "Deny"))
-        .with(Entry::policy("e", "all()").in_tier("early"))
+        .with(Entry::tier("default", None, "Deny"))
+        .with(Entry::policy("e", "all()").in_tier("access"))
         .with(Entry::policy("d", "all()"))
-        .expect(["policy d", "policy e", "workload a early+pass(in: e; out: e) default(in: d; out: d)"]);
+        .expect(["policy d", "policy e", "workload a access+pass(in: e; out: e) default(in: d; out: d)"]);
     let gone = there.then("tier deleted").without(&tier).expect([
         "policy d",
         "policy e",
-        "workload a default(in: d; out: d) early(in: e; out: e)",
+        "workload a default(in: d; out: d) access(in: e; out: e)",
     ]);
     run(&[there, gone]);
 }
