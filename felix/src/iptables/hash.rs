@@ -16,21 +16,21 @@ const ID_LENGTH: usize = 16;
 
 /// Ids of a chain of ours, one per rule.
 pub fn chain_hashes(chain: &Chain) -> Vec<String> {
-    hashes(&chain.name, &chain.name, &chain.rules)
+    hashes(&chain.name, &chain.rules)
 }
 
-/// Ids of our rules in a chain of the kernel. Rules that always go to the end have their own seed, so that
-/// they are told apart from those that are inserted at the top.
+/// Ids of our rules in a chain of the kernel. Rules that always go to the end are hashed as those of a chain
+/// of another name, so that they are told apart from those that are inserted at the top.
 pub fn hook_hashes(kernel_chain: &str, append_always: bool, rules: &[Rule]) -> Vec<String> {
     if append_always {
-        hashes(kernel_chain, &format!("{kernel_chain}*appends*"), rules)
+        hashes(&format!("{kernel_chain}*appends*"), rules)
     } else {
-        hashes(kernel_chain, kernel_chain, rules)
+        hashes(kernel_chain, rules)
     }
 }
 
-fn hashes(chain: &str, seed: &str, rules: &[Rule]) -> Vec<String> {
-    let mut previous = Sha224::digest(seed.as_bytes());
+fn hashes(chain: &str, rules: &[Rule]) -> Vec<String> {
+    let mut previous = Sha224::digest(chain.as_bytes());
     let mut ids = Vec::with_capacity(rules.len());
     for rule in rules {
         let mut digest = Sha224::new();

@@ -119,10 +119,10 @@ impl Renderer {
         _version: IpVersion,
         endpoints: &[HostInterface<'_>],
     ) -> Vec<Chain> {
-        let with = |wanted: fn(&HostEndpoint) -> bool| -> (Vec<&str>, bool) {
+        let with = |wanted: fn(&HostEndpoint) -> bool| -> (Vec<&str>, Option<&str>) {
             let chosen = endpoints.iter().filter(|(_, endpoint)| wanted(endpoint));
             let all: Vec<&str> = chosen.map(|(name, _)| *name).collect();
-            let any = all.contains(&ANY_INTERFACE);
+            let any = all.contains(&ANY_INTERFACE).then_some(ANY_INTERFACE);
             (all.into_iter().filter(|name| *name != ANY_INTERFACE).collect(), any)
         };
         match table {
@@ -135,7 +135,7 @@ impl Renderer {
                 // The endpoint for all interfaces has no untracked policy: it would also be asked about
                 // packets of workloads, whose own policy needs their connections tracked.
                 let (ifaces, _) = with(|endpoint| !endpoint.untracked_tiers.is_empty());
-                self.host_dispatch_chains(&ifaces, false, false)
+                self.host_dispatch_chains(&ifaces, None, false)
             }
             TableName::Mangle => {
                 let (ifaces, any) = with(|endpoint| !endpoint.pre_dnat_tiers.is_empty());
@@ -147,8 +147,9 @@ impl Renderer {
         }
     }
 
-    /// Both directions, and with `forward` those of forwarded packets too.
-    pub fn host_dispatch_chains(&self, ifaces: &[&str], any: bool, forward: bool) -> Vec<Chain> {
+    /// Both directions, and with `forward` those of forwarded packets too; `any` names the chains for
+    /// interfaces that are not listed.
+    pub fn host_dispatch_chains(&self, ifaces: &[&str], any: Option<&str>, forward: bool) -> Vec<Chain> {
         let mut chains = self.from_host_dispatch(ifaces, any);
         if !forward {
             chains.extend(self.to_host_dispatch(ifaces, any));
@@ -167,15 +168,15 @@ impl Renderer {
         chains
     }
 
-    pub fn from_host_dispatch(&self, ifaces: &[&str], any: bool) -> Vec<Chain> {
+    pub fn from_host_dispatch(&self, ifaces: &[&str], any: Option<&str>) -> Vec<Chain> {
         self.host_direction(names::FROM_HOST_ENDPOINT, Arrow::In, EndpointChain::FromHost, any, Vec::new())
             .chains(ifaces.iter().copied())
     }
 
     /// The endpoint for all interfaces does not police what the host sends to its own workloads.
-    pub fn to_host_dispatch(&self, ifaces: &[&str], any: bool) -> Vec<Chain> {
+    pub fn to_host_dispatch(&self, ifaces: &[&str], any: Option<&str>) -> Vec<Chain> {
         let mut skip = Vec::new();
-        if any {
+        if any.is_some() {
             skip.extend(self.config().workload_iface_prefixes.iter().map(|prefix| {
                 Match::new()
                     .out_interface(&format!("{prefix}+"))
@@ -192,11 +193,11 @@ impl Renderer {
         root: &'a str,
         arrow: Arrow,
         target: EndpointChain,
-        any: bool,
+        any: Option<&str>,
         mut end: Vec<Rule>,
     ) -> Dispatch<'a> {
-        if any {
-            end.push(always(goto(&names::endpoint_chain(target, ANY_INTERFACE))));
+        if let Some(any) = any {
+            end.push(always(goto(&names::endpoint_chain(target, any))));
         }
         Dispatch { root, child_root: root, arrow, target, child_end: end.clone(), end }
     }
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_interface_that_is_the_prefix_of_another_is_dispatched_itself() {
-        let chains = renderer().host_dispatch_chains(&["eth0", "eth0.1", "eth0.2"], false, false);
+        let chains = renderer().host_dispatch_chains(&["eth0", "eth0.1", "eth0.2"], None, false);
         let root = chains.iter().find(|chain| chain.name == "cali-from-host-endpoint").unwrap();
         assert_eq!(root.rules[0].matches, "--in-interface eth0");
         assert_eq!(root.rules[1].matches, "--in-interface eth0.+");

@@ -298,7 +298,7 @@ impl Renderer {
         }
         rules.push(always(jump(names::FROM_WORKLOAD_DISPATCH)));
         let action = match config.endpoint_to_host_action {
-            EndpointToHostAction::Drop => config.filter_deny_action.action(),
+            EndpointToHostAction::Drop => drop(),
             EndpointToHostAction::Accept => allow(),
             EndpointToHostAction::Return => ret(),
         };

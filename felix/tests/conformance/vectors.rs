@@ -275,7 +275,11 @@ pub fn parse_line(line: &str) -> (String, Rule) {
         .filter_map(|word| rest.find(word).filter(|at| *at == 0 || rest[..*at].ends_with(' ')))
         .min()
         .unwrap_or(rest.len());
-    let rule = Rule { matches: rest[..at].trim_end().to_owned(), action: rest[at..].to_owned(), comments };
+    let rule = Rule {
+        matches: rest[..at].strip_suffix(' ').unwrap_or(&rest[..at]).to_owned(),
+        action: rest[at..].to_owned(),
+        comments,
+    };
     (chain.to_owned(), rule)
 }
 
