@@ -184,11 +184,16 @@ impl Table {
         self.saved.is_some() && self.saved_at.is_some() && self.saved_at == generation
     }
 
-    /// Forgets what is in the kernel: it is read at the next pass.
-    pub fn forget(&mut self) {
+    /// What is in the kernel may be otherwise: it is read at the next pass.
+    pub fn suspect(&mut self) {
         self.saved = None;
         self.saved_at = None;
         self.dirty = true;
+    }
+
+    /// The regular full check.
+    pub fn forget(&mut self) {
+        self.suspect();
         self.lift();
     }
 

@@ -81,16 +81,18 @@ impl Tables {
     }
 
     /// A cheap look whether somebody else wrote: by generation where there is one, else every `interval` by
-    /// reading. Whoever returns `true` has made the tables dirty.
+    /// reading; less often where reading takes long. When it returns `true`, a pass is due.
     pub fn look(&mut self, interval: Duration) -> bool {
         let wait = self.look_cost * LOAD_SHARE;
         let wait = if self.generation.is_some() { wait } else { wait.max(interval) };
-        if self.looked.elapsed() < wait {
-            return false;
-        }
+        self.looked.elapsed() >= wait && self.look_now()
+    }
+
+    /// The same without regard to what it costs.
+    pub fn look_now(&mut self) -> bool {
         let now = read(self.generation.as_ref());
         let suspects = self.tables.values_mut().filter(|table| !table.is_certain(now));
-        suspects.map(Table::forget).count() > 0
+        suspects.map(Table::suspect).count() > 0
     }
 
     /// Makes all tables as wanted that are not known to be so.

@@ -1,0 +1,23 @@
+//! Forgets connections of an address that left or moved, so that established-traffic rules do not carry the old
+//! owner's connections over to the new one.
+
+use std::net::IpAddr;
+
+use crate::commands::{CommandError, Commands};
+
+const SIDES: [&str; 4] = ["--orig-src", "--orig-dst", "--reply-src", "--reply-dst"];
+
+/// Deletes every tracked connection from or to the address. The program answers 1 when there was none.
+pub async fn forget(commands: &dyn Commands, address: IpAddr) {
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let text = address.to_string();
+    for side in SIDES {
+        match commands.run("conntrack", &["--family", family, "--delete", side, &text], "").await {
+            Ok(_) | Err(CommandError::Failed { status: 1, .. }) => {}
+            Err(error) => {
+                tracing::warn!(%address, %error, "tracked connections could not be removed");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Requests to the kernel over rtnetlink, in the network namespace where it was opened.
+
+use std::net::IpAddr;
+
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+use super::{Neighbour, Route};
+use crate::ifacemonitor::Link;
+use crate::iptables::IpVersion;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    #[error("the route socket could not be opened: {0}")]
+    Open(#[source] std::io::Error),
+    #[error("{what}: {source}")]
+    Request { what: String, source: rtnetlink::Error },
+}
+
+impl NetlinkError {
+    /// What we wanted gone is gone already, or so is the interface that it belonged to.
+    pub fn is_absent(&self) -> bool {
+        const ABSENT: [i32; 4] =
+            [2 /* ENOENT */, 3 /* ESRCH */, 6 /* ENXIO */, 19 /* ENODEV */];
+        match self {
+            NetlinkError::Request { source: rtnetlink::Error::NetlinkError(error), .. } => {
+                ABSENT.contains(&-error.raw_code())
+            }
+            _ => false,
+        }
+    }
+
+    /// The interface is down: nothing to do until it comes up.
+    pub fn is_down(&self) -> bool {
+        const DOWN: [i32; 2] = [100 /* ENETDOWN */, 101 /* ENETUNREACH */];
+        match self {
+            NetlinkError::Request { source: rtnetlink::Error::NetlinkError(error), .. } => {
+                DOWN.contains(&-error.raw_code())
+            }
+            _ => false,
+        }
+    }
+}
+
+pub struct Netlink {
+    handle: Handle,
+    /// Moves requests and answers; ends with this.
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Netlink {
+    pub fn open() -> Result<Netlink, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        let connection = tokio::spawn(connection);
+        Ok(Netlink { handle, connection })
+    }
+
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        Ok(links.map_err(failed("listing interfaces"))?.iter().filter_map(link).collect())
+    }
+
+    /// All addresses, with the interface they are on.
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+        let messages = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
+        let messages = messages.map_err(failed("listing addresses"))?;
+        Ok(messages
+            .iter()
+            .filter_map(|message| {
+                // On a point-to-point link `Address` is the other end.
+                let local = message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) => Some(*address),
+                    _ => None,
+                });
+                let plain = message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                });
+                Some((message.header.index, local.or(plain)?))
+            })
+            .collect())
+    }
+
+    /// Unicast routes of the main table.
+    pub async fn routes(&self, version: IpVersion) -> Result<Vec<Route>, NetlinkError> {
+        let filter = match version {
+            IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            IpVersion::V6 => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        };
+        let messages = self.handle.route().get(filter).execute().try_collect::<Vec<_>>().await;
+        Ok(messages.map_err(failed("listing routes"))?.iter().filter_map(route).collect())
+    }
+
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let messages = request.try_collect::<Vec<_>>().await.map_err(failed("listing neighbours"))?;
+        Ok(messages.iter().filter_map(neighbour).collect())
+    }
+
+    /// Adds, or takes the place of the one with the same destination and metric.
+    pub async fn replace_route(&self, route: &Route, source: Option<IpAddr>) -> Result<(), NetlinkError> {
+        let mut message = route_message(route);
+        message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
+        let request = self.handle.route().add(message).replace();
+        request.execute().await.map_err(failed(format!("adding route {}", route.dst)))
+    }
+
+    pub async fn delete_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        let request = self.handle.route().del(route_message(route));
+        request.execute().await.map_err(failed(format!("removing route {}", route.dst)))
+    }
+
+    pub async fn replace_neighbour(&self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
+        let request = self.handle.neighbours().add(neighbour.interface, neighbour.address);
+        let request = request.link_layer_address(&neighbour.mac).replace();
+        request.execute().await.map_err(failed(format!("adding neighbour {}", neighbour.address)))
+    }
+
+    pub async fn delete_neighbour(&self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = match neighbour.address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.ifindex = neighbour.interface;
+        message.attributes.push(NeighbourAttribute::Destination(match neighbour.address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }));
+        let request = self.handle.neighbours().del(message);
+        request.execute().await.map_err(failed(format!("removing neighbour {}", neighbour.address)))
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
+    move |source| NetlinkError::Request { what: what.into(), source }
+}
+
+pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
+    let name = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
+    Some(Link { index: message.header.index, name, up })
+}
+
+/// A unicast route of the main table; nothing for all others.
+pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
+    let v4 = match message.header.address_family {
+        AddressFamily::Inet => true,
+        AddressFamily::Inet6 => false,
+        _ => return None,
+    };
+    let mut table = u32::from(message.header.table);
+    let any: IpAddr =
+        if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let mut address = any;
+    let (mut interface, mut metric, mut gateway) = (None, 0, false);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => address = (*v4).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => address = (*v6).into(),
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                gateway = true
+            }
+            _ => {}
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) || message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    Some(Route {
+        dst: IpNet::new(address, message.header.destination_prefix_length).ok()?,
+        interface,
+        metric,
+        protocol: message.header.protocol.into(),
+        link_scope: message.header.scope == RouteScope::Link,
+        gateway,
+    })
+}
+
+fn route_message(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.table = RouteHeader::RT_TABLE_MAIN;
+    header.kind = RouteType::Unicast;
+    header.protocol = RouteProtocol::from(route.protocol);
+    header.destination_prefix_length = route.dst.prefix_len();
+    let address = match route.dst {
+        IpNet::V4(net) => {
+            header.address_family = AddressFamily::Inet;
+            header.scope = if route.link_scope { RouteScope::Link } else { RouteScope::Universe };
+            RouteAddress::Inet(net.addr())
+        }
+        IpNet::V6(net) => {
+            // The kernel knows no scopes of IPv6 routes.
+            header.address_family = AddressFamily::Inet6;
+            header.scope = RouteScope::Universe;
+            RouteAddress::Inet6(net.addr())
+        }
+    };
+    message.attributes.push(RouteAttribute::Destination(address));
+    message.attributes.extend(route.interface.map(RouteAttribute::Oif));
+    message.attributes.push(RouteAttribute::Priority(route.metric));
+    message
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut address = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    Some(Neighbour { interface: message.header.ifindex, address: address?, mac: mac? })
+}
