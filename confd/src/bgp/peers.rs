@@ -124,13 +124,13 @@ fn greater(left: IpAddr, right: IpAddr) -> bool {
 const KEEPALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=240;
 const TTL_HOPS: std::ops::RangeInclusive<u32> = 1..=255;
 
-/// A session over several hops cannot be had with a link-local address, nor with a group or nobody.
+/// A session over several hops cannot be had with a link-local address: BIRD refuses the whole file.
 pub(super) fn can_be_peer(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
-    !(link_local || address.is_unspecified() || address.is_multicast())
+    !(link_local || address.is_unspecified())
 }
 
 type PeeringKey = (bool, IpAddr, Option<u16>);
