@@ -156,9 +156,9 @@ pub struct GoDuration {
 }
 
 impl GoDuration {
-    /// Whole seconds, for values that are sent as such.
+    /// Whole seconds, for values that are sent as such; half a second rounds up, as for BIRD upstream.
     pub fn seconds(self) -> u64 {
-        self.magnitude.as_secs()
+        self.magnitude.saturating_add(Duration::from_millis(500)).as_secs()
     }
 
     /// In units of `unit`, with as many decimals as it takes: `1.5`.
