@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dataplane_support::{Lab, in_namespace};
 use felix::iptables::plan::Hooks;
-use felix::iptables::table::Owner;
+use felix::iptables::chains::Owner;
 use felix::iptables::tables::Tables;
 use felix::iptables::{Backend, Chain, InsertMode, IpVersion, Rule, TableName};
 

@@ -56,7 +56,8 @@ impl Dispatch<'_> {
 
     /// The children, and the rules of the root that lead to them.
     fn tree<'n>(&self, ifaces: impl IntoIterator<Item = &'n str>) -> (Vec<Chain>, Vec<Rule>) {
-        let names: BTreeSet<&str> = ifaces.into_iter().collect();
+        // A name that no interface can have gets no rule: its packets are none, and the rule might not load.
+        let names: BTreeSet<&str> = ifaces.into_iter().filter(|name| names::is_interface(name)).collect();
         let prefix = common_prefix(&names);
         let mut bins: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for name in names {
@@ -267,6 +268,13 @@ mod tests {
         let root = chains.iter().find(|chain| chain.name == "cali-from-host-endpoint").unwrap();
         assert_eq!(root.rules[0].matches, "--in-interface eth0");
         assert_eq!(root.rules[1].matches, "--in-interface eth0.+");
+    }
+
+    #[test]
+    fn names_that_no_interface_can_have_are_not_dispatched() {
+        let chains = renderer().workload_dispatch(IpVersion::V4, &["cali+", "cali 1", "cali1"]);
+        assert_eq!(chains[0].rules.len(), 2);
+        assert_eq!(chains[0].rules[0].matches, "--in-interface cali1");
     }
 
     #[test]

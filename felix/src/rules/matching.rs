@@ -23,6 +23,15 @@ pub fn compile(marks: &Marks, version: IpVersion, rule: &PolicyRule) -> Option<C
     if !family_fits(rule, version) {
         return None;
     }
+    // iptables takes one protocol per rule. Beside a protocol, one that is excluded says nothing, unless
+    // both are the same.
+    let excluded = match (&rule.protocol, &rule.not_protocol) {
+        (Some(protocol), Some(excluded)) if protocol_number(protocol) == protocol_number(excluded) => {
+            return None;
+        }
+        (Some(_), Some(_)) => None,
+        (_, excluded) => excluded.as_ref(),
+    };
     let mut src = Side::source(rule, version)?;
     let mut dst = Side::destination(rule, version)?;
     let protocol = rule.protocol.as_ref().map(protocol_name);
@@ -62,7 +71,7 @@ pub fn compile(marks: &Marks, version: IpVersion, rule: &PolicyRule) -> Option<C
     if let Some(icmp) = rule.icmp {
         matches.push(icmp_match(version, icmp, false));
     }
-    if let Some(protocol) = &rule.not_protocol {
+    if let Some(protocol) = excluded {
         matches.push(format!("! -p {}", protocol_name(protocol)));
     }
     src.add_negative(&mut matches, version);
@@ -84,6 +93,16 @@ fn family_fits(rule: &PolicyRule, version: IpVersion) -> bool {
     if rule.ip_version != 0 && rule.ip_version != number {
         return false;
     }
+    // Types of ICMP are matched by a module of the family, which takes its own protocol only: with the other
+    // one the whole table would not load.
+    let other_icmp = match version {
+        IpVersion::V4 => 58,
+        IpVersion::V6 => 1,
+    };
+    let has_icmp = rule.icmp.is_some() || rule.not_icmp.is_some();
+    if has_icmp && rule.protocol == Some(Protocol::Number(other_icmp)) {
+        return false;
+    }
     // Only the names imply a family; the numbers 1 and 58 are matched as they are.
     match &rule.protocol {
         Some(Protocol::Name(name)) if name == "icmp" => version == IpVersion::V4,
@@ -96,6 +115,22 @@ fn protocol_name(protocol: &Protocol) -> String {
     match protocol {
         Protocol::Number(number) => number.to_string(),
         Protocol::Name(name) => name.clone(),
+    }
+}
+
+/// A name that has no number here stands for itself.
+fn protocol_number(protocol: &Protocol) -> Result<u8, &str> {
+    match protocol {
+        Protocol::Number(number) => Ok(*number),
+        Protocol::Name(name) => match name.as_str() {
+            "icmp" => Ok(1),
+            "tcp" => Ok(6),
+            "udp" => Ok(17),
+            "icmpv6" => Ok(58),
+            "sctp" => Ok(132),
+            "udplite" => Ok(136),
+            other => Err(other),
+        },
     }
 }
 
@@ -313,6 +348,29 @@ mod tests {
             assert!(compiled(&rule, IpVersion::V4).is_none());
             assert!(compiled(&rule, IpVersion::V6).is_some());
         }
+    }
+
+    #[test]
+    fn a_protocol_beside_an_excluded_one_is_matched_alone() {
+        let rule = |excluded| PolicyRule {
+            protocol: Some(Protocol::Name("tcp".into())),
+            not_protocol: Some(excluded),
+            ..PolicyRule::default()
+        };
+        assert!(compiled(&rule(Protocol::Number(6)), IpVersion::V4).is_none());
+        let rules = compiled(&rule(Protocol::Number(17)), IpVersion::V4).unwrap();
+        assert_eq!(rules[0].matches, "-p tcp");
+    }
+
+    #[test]
+    fn icmp_types_of_the_other_family_never_reach_the_kernel() {
+        let rule = PolicyRule {
+            protocol: Some(Protocol::Number(58)),
+            icmp: Some(Icmp { icmp_type: 128, code: None }),
+            ..PolicyRule::default()
+        };
+        assert!(compiled(&rule, IpVersion::V4).is_none());
+        assert!(compiled(&rule, IpVersion::V6).is_some());
     }
 
     #[test]

@@ -189,11 +189,23 @@ pub fn vtep_mac(node: &str, v6: bool) -> String {
     mac
 }
 
-/// Prefix and suffix, the suffix hashed where both together are too long, or where they are exactly as long
-/// as allowed and could be taken for a hashed name.
+/// Whether a restore line can hold this as a word, unquoted. Names come from the datastore: one that it
+/// cannot hold would spoil the whole transaction, or be read as something else.
+pub fn is_plain_word(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\`#".contains(&b))
+}
+
+/// A word that is the name of one interface: no pattern, and nothing that is read as an option.
+pub fn is_interface(name: &str) -> bool {
+    is_plain_word(name) && !name.is_empty() && !name.contains('+') && !name.starts_with(['-', '!'])
+}
+
+/// Prefix and suffix, the suffix hashed where both together are too long, where they are exactly as long as
+/// allowed and could be taken for a hashed name, or where a line could not hold it.
 fn limited(prefix: &str, suffix: &str, limit: usize) -> String {
     let length = prefix.len() + suffix.len();
-    if length < limit || (length == limit && !suffix.starts_with('_')) {
+    let fits = length < limit || (length == limit && !suffix.starts_with('_'));
+    if fits && is_plain_word(suffix) {
         return format!("{prefix}{suffix}");
     }
     let mut name = format!("{prefix}_{}", URL_SAFE_NO_PAD.encode(Sha256::digest(suffix.as_bytes())));
@@ -220,14 +232,14 @@ pub mod nflog {
     }
 
     fn shortened(prefix: String) -> String {
+        let plain = |c: char| if is_plain_word(c.encode_utf8(&mut [0; 4])) { c } else { '_' };
+        let prefix: String = prefix.chars().map(plain).collect();
         if prefix.len() < NFLOG_LIMIT {
             return prefix;
         }
         let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(prefix.as_bytes()));
         let room = NFLOG_LIMIT - 2 * NFLOG_KEPT - 2;
-        let bytes = prefix.as_bytes();
-        let head = String::from_utf8_lossy(&bytes[..NFLOG_KEPT]);
-        let tail = String::from_utf8_lossy(&bytes[bytes.len() - NFLOG_KEPT..]);
+        let (head, tail) = (&prefix[..NFLOG_KEPT], &prefix[prefix.len() - NFLOG_KEPT..]);
         format!("{head}_{}_{tail}", &hash[..room])
     }
 }
@@ -242,6 +254,21 @@ mod tests {
         assert_ne!(limited("cali-pi-", &at_limit, 28), format!("cali-pi-{at_limit}"));
         assert_eq!(limited("cali-pi-", "_short", 28), "cali-pi-_short");
         assert_eq!(limited("cali-pi-", &"x".repeat(20), 28).len(), 28);
+    }
+
+    #[test]
+    fn names_that_a_line_cannot_hold_are_hashed() {
+        for name in ["a b", "a\n-A INPUT", "a\"b", "ä"] {
+            let chain = profile_chain(name, Direction::Ingress);
+            assert!(chain.starts_with("cali-pri-_") && is_plain_word(&chain), "{name}: {chain}");
+            assert!(is_plain_word(&nflog::rule('A', 'R', Direction::Ingress, 0, name)));
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_no_interface() {
+        assert!(is_interface("cali1234567890a") && is_interface("eth0.100"));
+        assert!(!is_interface("cali+") && !is_interface("") && !is_interface("! eth0"));
     }
 
     #[test]

@@ -226,7 +226,8 @@ impl Owner<'_> {
             rest = &rest[1..];
         }
         expanded.push_str(rest);
-        expanded
+        // It stands between double quotes.
+        expanded.replace(|c: char| c.is_control() || "\"\\".contains(c), "_")
     }
 }
 

@@ -533,7 +533,7 @@ impl Renderer {
 
     pub fn rpf_skip(&self, version: IpVersion, spoofable: &BTreeMap<String, Vec<IpNet>>) -> Chain {
         let mut rules = Vec::new();
-        for (iface, nets) in spoofable {
+        for (iface, nets) in spoofable.iter().filter(|(iface, _)| names::is_interface(iface)) {
             let texts = nets.iter().map(IpNet::to_string);
             for net in texts.filter(|net| is_of_family(net, version)) {
                 rules.push(Match::new().in_interface(iface).source(&net).then(accept()));
