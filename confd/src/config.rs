@@ -98,13 +98,26 @@ impl Config {
             typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
             bird_config: settings.get("BirdConfig")?,
             bird_socket: settings.get("BirdSocket")?,
-            bird_binary: settings.get("BirdBinary")?,
+            bird_binary: find_program(settings.get("BirdBinary")?),
             log_level: settings.get("LogSeverityScreen")?,
             log_format: settings.get("LogFormat")?,
             health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
             metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
         })
     }
+}
+
+/// A bare name is looked for on the path, and where Debian keeps daemons, which a path may lack.
+fn find_program(program: PathBuf) -> PathBuf {
+    if program.components().count() != 1 {
+        return program;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(&program))
+        .find(|file| file.is_file());
+    found.unwrap_or(program)
 }
 
 /// What the node itself contributes to its configuration.

@@ -24,7 +24,9 @@ fn main() -> ExitCode {
 }
 
 fn command() -> Command {
-    let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
+    let path = |name: &'static str| {
+        Arg::new(name).long(name).value_name("PATH").value_parser(value_parser!(PathBuf))
+    };
     Command::new("confd")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Keeps a node's BIRD configured for BGP, from the objects that typha sends")

@@ -1,4 +1,6 @@
 //! The agent between typha's events and a real BIRD: when it programs, what it acknowledges, what it repairs.
+// Helpers of tests are tests as well.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

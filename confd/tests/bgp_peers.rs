@@ -1,4 +1,6 @@
 //! Which sessions a node gets, by table.
+// Helpers of tests are tests as well.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

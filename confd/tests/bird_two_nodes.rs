@@ -1,4 +1,6 @@
 //! Real BIRD daemons on two nodes run what we render: sessions, kernel routes, reconfiguration, refusals.
+// Helpers of tests are tests as well.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -3,6 +3,8 @@
 //! are written for BIRD 1).
 //!
 //! What we cannot use yet (filters, Secrets, services, local workloads, WireGuard) is printed per step.
+// Helpers of tests are tests as well.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

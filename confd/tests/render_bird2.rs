@@ -1,4 +1,6 @@
 //! The text for BIRD 2, against a golden file. `BULRUSH_GOLDEN=write` rewrites it; review the difference.
+// Helpers of tests are tests as well.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -98,6 +100,16 @@ fn a_thousand_nodes_render_in_no_time_and_in_line_with_their_number() {
             .map(|n| node(&format!("n{n}"), &format!("10.1.{}.{}/16", n / 250, n % 250 + 1), ""))
             .collect()
     };
+    let mut model = confd::bgp::Model::default();
+    for update in cluster(1000) {
+        model.on_update(update);
+    }
+    let start = std::time::Instant::now();
+    let text = confd::render::render(&model.compute(&local("n0")), Syntax::Bird2).text;
+    let took = start.elapsed();
+    println!("1,000 nodes: {} KB in {:.1} ms", text.len() / 1024, took.as_secs_f64() * 1e3);
+    assert!(took.as_millis() < 250, "{took:?}; 5 ms is usual");
+
     let lines = |count| rendered("n0", &cluster(count)).text.lines().count();
     let (small, large) = (lines(100), lines(1000));
     let per_peer = (large - small) as f64 / 900.0;
