@@ -6,13 +6,12 @@
 //! again and the write repeated, with growing pauses. A chain that the kernel keeps refusing is closed (a single
 //! DROP) and reported, so that the rest of the table can be written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey};
-
+use super::chains::{ChainSet, Owner};
 use super::parse::{SavedRule, SavedTable};
-use super::plan::{Hooks, Plan, Wanted, WantedChain, plan, targets};
+use super::plan::{Hooks, Plan, Wanted, WantedChain, plan};
 use super::restore::{Iptables, TableError};
 use super::{Backend, Chain, InsertMode, Rule, TableName};
 use crate::commands::CommandError;
@@ -24,32 +23,10 @@ const ATTEMPTS: u32 = 6;
 const ATTEMPTS_BEFORE_CLOSING: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
-/// Whose chains they are: an owner's chains come and go together.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Owner {
-    Static,
-    Policy(PolicyKey),
-    Profile(String),
-    Workload(WorkloadEndpointKey),
-    HostEndpoint(HostEndpointKey),
-    WorkloadDispatch,
-    HostDispatch,
-}
-
-struct Offered {
-    wanted: WantedChain,
-    owners: usize,
-    targets: BTreeSet<String>,
-}
-
 pub struct Table {
     iptables: Iptables,
     name: TableName,
-    mode: InsertMode,
-    chains: BTreeMap<String, Offered>,
-    owners: BTreeMap<Owner, BTreeSet<String>>,
-    always: BTreeSet<Owner>,
-    hooks: BTreeMap<String, Hooks>,
+    desired: ChainSet,
     /// Chains that the kernel refused, by what stands in their place.
     closed: BTreeMap<String, WantedChain>,
     /// What the kernel holds, and the generation at which that was true.
@@ -79,11 +56,7 @@ impl Table {
         Table {
             iptables,
             name,
-            mode: InsertMode::Insert,
-            chains: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            always: BTreeSet::new(),
-            hooks: BTreeMap::new(),
+            desired: ChainSet::default(),
             closed: BTreeMap::new(),
             saved: None,
             saved_at: None,
@@ -99,78 +72,27 @@ impl Table {
 
     /// All chains of an owner; none: the owner is gone.
     pub fn offer(&mut self, owner: Owner, chains: Vec<Chain>, always_needed: bool) {
-        let before = self.owners.remove(&owner).unwrap_or_default();
-        let names: BTreeSet<String> = chains.iter().map(|chain| chain.name.clone()).collect();
-        for chain in chains {
-            let new_user = usize::from(!before.contains(&chain.name));
-            let known = self.chains.get_mut(&chain.name);
-            if let Some(offered) = known {
-                offered.owners += new_user;
-                if offered.wanted.chain == chain {
-                    continue;
-                }
-            }
-            self.closed.remove(&chain.name);
-            let name = chain.name.clone();
-            let owners = self.chains.get(&name).map_or(1, |offered| offered.owners);
-            let targets =
-                chain.rules.iter().flat_map(|rule| targets(&rule.action)).map(str::to_owned).collect();
-            self.chains.insert(name, Offered { wanted: WantedChain::new(chain), owners, targets });
-            self.dirty = true;
+        let changed = self.desired.offer(owner, chains, always_needed);
+        for name in &changed {
+            self.closed.remove(name);
         }
-        for name in before.difference(&names) {
-            if let Some(offered) = self.chains.get_mut(name) {
-                offered.owners -= 1;
-                if offered.owners == 0 {
-                    self.chains.remove(name);
-                    self.closed.remove(name);
-                    self.dirty = true;
-                }
-            }
-        }
-        let always_needed = always_needed && !names.is_empty();
-        if always_needed != self.always.contains(&owner) {
-            self.dirty = true;
-            if always_needed {
-                self.always.insert(owner.clone());
-            } else {
-                self.always.remove(&owner);
-            }
-        }
-        if !names.is_empty() {
-            self.owners.insert(owner, names);
-        }
+        self.dirty |= !changed.is_empty();
     }
 
     /// Our rules in chains of the kernel.
     pub fn set_hooks(&mut self, mode: InsertMode, hooks: BTreeMap<String, Hooks>) {
-        if self.hooks != hooks || self.mode != mode {
-            (self.hooks, self.mode) = (hooks, mode);
-            self.dirty = true;
-        }
+        self.dirty |= self.desired.set_hooks(mode, hooks);
     }
 
-    /// The chains to program, by name.
+    /// The chains to program, by name; a stand-in for those that are closed.
     pub fn wanted(&self) -> BTreeMap<&str, &WantedChain> {
-        let hook_rules = self.hooks.values().flat_map(|hooks| hooks.movable.iter().chain(&hooks.last));
-        let mut open: Vec<&str> = hook_rules.flat_map(|rule| targets(&rule.action)).collect();
-        open.extend(
-            self.always.iter().filter_map(|owner| self.owners.get(owner)).flatten().map(String::as_str),
-        );
-        let mut reached = BTreeMap::new();
-        while let Some(name) = open.pop() {
-            if let Some((name, offered)) = self.chains.get_key_value(name)
-                && !reached.contains_key(name.as_str())
-            {
-                reached.insert(name.as_str(), self.closed.get(name).unwrap_or(&offered.wanted));
-                open.extend(offered.targets.iter().map(String::as_str));
+        let mut wanted = self.desired.wanted();
+        for (name, stand_in) in &self.closed {
+            if let Some(chain) = wanted.get_mut(name.as_str()) {
+                *chain = stand_in;
             }
         }
-        reached
-    }
-
-    pub fn hooks(&self) -> &BTreeMap<String, Hooks> {
-        &self.hooks
+        wanted
     }
 
     // === kernel ===
@@ -259,9 +181,9 @@ impl Table {
             &Wanted {
                 table: self.name,
                 backend: self.iptables.backend,
-                mode: self.mode,
+                mode: self.desired.mode(),
                 chains: wanted,
-                hooks: &self.hooks,
+                hooks: self.desired.hooks(),
             },
             &saved,
         );
@@ -315,7 +237,7 @@ impl Table {
 
     fn close(&mut self, culprit: Option<String>, error: &TableError) {
         let Some(name) =
-            culprit.filter(|name| self.chains.contains_key(name) && !self.closed.contains_key(name))
+            culprit.filter(|name| self.desired.contains(name) && !self.closed.contains_key(name))
         else {
             return;
         };
