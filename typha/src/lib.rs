@@ -1,1 +1,12 @@
+//! The fan-out tier: one watch of the datastore per replica, one stream per agent.
+//!
+//! ```text
+//! datastore ── syncer ──> pipeline ──> snapcache ──> syncserver ──> agents
+//!  (list, watch)      (convert, validate)  (ordered,     (a cursor per
+//!                                           encoded once)  stream)
+//! ```
+//!
+//! `daemon.rs` wires it, `config.rs` reads the settings. Each stage has one owner; the cache is the only state
+//! that is shared, behind [`snapcache::Shared`].
 
+pub mod snapcache;

@@ -1,0 +1,453 @@
+//! The cache itself: pure. No clock, no locks, no sockets; its owner passes the time in.
+//!
+//! Every entry and tombstone has a position (`seq`, dense, local to this process's epoch) and a cause (the
+//! revision of the event that changed it, never the object's own). Entries are compared event by event: an
+//! update that leaves the encoded value equal takes no position, and a value that changed and changed back
+//! takes two [A3]. Causes grow with positions within one history, which is what lets a position be found for
+//! a revision.
+//!
+//! What is not here is never inferred to be gone. Absence becomes a tombstone only by an update that says so;
+//! the pipeline makes those from deletion events and from complete listings, and makes none for an object
+//! that it cannot read: such an object keeps its last good entry [B6]. An object that can be read but does
+//! not pass validation becomes a tombstone with reason INVALID, so that agents stop enforcing it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::Message;
+use proto::model;
+use proto::sync;
+use syncer_common::model::{DeletionReason, Key, Kind, Update, Value};
+
+use super::Progress;
+use super::encode::{self, Encoded, KindSet};
+use super::history::History;
+
+/// A page ends after this many entries, or this many bytes.
+const PAGE_ENTRIES: usize = 1_000;
+const PAGE_BYTES: usize = 256 << 10;
+/// Tombstones are kept for `TOMBSTONE_AGE`, but no more than the larger of the other two [A4].
+const TOMBSTONE_AGE: Duration = Duration::from_secs(30 * 60);
+const TOMBSTONES: usize = 64 << 10;
+const TOMBSTONES_OF_LIVE: usize = 4;
+/// Larger entries are left out: no message can carry them [G2].
+const ENTRY_BYTES: usize = 4 << 20;
+/// Part of every view id: to be raised when a projection changes its output.
+const PROJECTION: u32 = 1;
+
+#[derive(Debug)]
+struct Entry {
+    seq: u64,
+    revision: u64,
+    kind: Kind,
+    deleted: bool,
+    encoded: Encoded,
+}
+
+/// What one revision did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub changed: u64,
+    /// Updates that changed nothing.
+    pub skipped: u64,
+    /// Keys whose entries no message can carry.
+    pub oversize: Vec<String>,
+}
+
+/// What follows a cursor.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// An encoded server message; absent when nothing of these kinds changed.
+    pub message: Option<Bytes>,
+    pub entries: usize,
+    /// Where the cursor is when the page has been sent.
+    pub seq: u64,
+    /// The head when the page was made.
+    pub head: u64,
+}
+
+impl Page {
+    /// The cursor has reached the head: a cut may follow.
+    pub fn complete(&self) -> bool {
+        self.seq == self.head
+    }
+}
+
+pub struct Cache {
+    epoch: String,
+    source: &'static str,
+    history_id: String,
+    accepted_history: String,
+    entries: BTreeMap<Arc<str>, Entry>,
+    by_seq: BTreeMap<u64, Arc<str>>,
+    head: u64,
+    /// Positions at or before this one may lack tombstones.
+    trimmed_seq: u64,
+    tombstones: VecDeque<(u64, Instant)>,
+    tombstones_live: usize,
+    live: BTreeMap<Kind, u64>,
+    views: BTreeMap<Kind, String>,
+    history: History,
+    proofs: VecDeque<(u64, Instant)>,
+    proof_count: u64,
+    newest_proof: Option<(u64, Instant)>,
+    proven: Option<Instant>,
+    in_sync: bool,
+    forked: bool,
+}
+
+impl Cache {
+    /// `source` is the name of the revision space; `accepted_history` is the operator's word for a history
+    /// whose deletions are to be believed after a fork (empty: none).
+    pub fn new(epoch: impl Into<String>, source: &'static str, accepted_history: impl Into<String>) -> Self {
+        let view = |kind: Kind| {
+            let id = blake3::hash(format!("{} {PROJECTION} {}", kind.name(), proto::VERSION).as_bytes());
+            (kind, id.to_hex()[..8].to_owned())
+        };
+        Cache {
+            epoch: epoch.into(),
+            source,
+            history_id: String::new(),
+            accepted_history: accepted_history.into(),
+            entries: BTreeMap::new(),
+            by_seq: BTreeMap::new(),
+            head: 0,
+            trimmed_seq: 0,
+            tombstones: VecDeque::new(),
+            tombstones_live: 0,
+            live: BTreeMap::new(),
+            views: Kind::ALL.into_iter().map(view).collect(),
+            history: History::default(),
+            proofs: VecDeque::new(),
+            proof_count: 0,
+            newest_proof: None,
+            proven: None,
+            in_sync: false,
+            forked: false,
+        }
+    }
+
+    // === What the pipeline tells ===
+
+    /// A listing at `revision` begins to be applied. Returns whether it belongs to another history than the
+    /// one followed so far; then deletions are to be held, unless the operator has accepted it [B5].
+    pub fn listing(&mut self, history: &str, revision: u64) -> bool {
+        let first = self.history_id.is_empty();
+        let other = !first && (self.history_id != history || revision < self.history.revision());
+        if other {
+            self.history.forget();
+            self.proofs.clear();
+        }
+        self.history_id = history.to_owned();
+        if other {
+            self.forked = !self.history_accepted();
+        }
+        other
+    }
+
+    /// Applies a listing's updates, all at once, stamped with its revision.
+    pub fn apply_listing(&mut self, revision: u64, updates: Vec<Update>, now: Instant) -> Applied {
+        let applied = self.apply(revision, updates, now);
+        self.history.listed(revision, self.head);
+        self.settle();
+        applied
+    }
+
+    /// Applies everything that one revision changed. `witness` is the hash of its events.
+    pub fn apply_revision(
+        &mut self,
+        revision: u64,
+        updates: Vec<Update>,
+        witness: u64,
+        now: Instant,
+    ) -> Applied {
+        let applied = self.apply(revision, updates, now);
+        self.history.advanced(revision, self.head, Some(witness));
+        self.settle();
+        applied
+    }
+
+    /// Nothing changed up to `revision`.
+    pub fn progressed(&mut self, revision: u64) {
+        self.history.advanced(revision, self.head, None);
+        self.settle();
+    }
+
+    /// A linearizable read that began at `started` found `revision`.
+    pub fn proof(&mut self, revision: u64, started: Instant) {
+        self.proof_count += 1;
+        self.newest_proof = Some((revision, started));
+        if self.proofs.len() == 64 {
+            // Far behind: the oldest are the ones that will be reached first, so thin out the newer ones.
+            self.proofs.pop_back();
+        }
+        self.proofs.push_back((revision, started));
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        if self.history_id.is_empty() {
+            return;
+        }
+        while let Some((revision, started)) = self.proofs.front().copied()
+            && revision <= self.history.revision()
+        {
+            self.proofs.pop_front();
+            self.proven = Some(started);
+            self.in_sync = true;
+        }
+    }
+
+    fn apply(&mut self, revision: u64, updates: Vec<Update>, now: Instant) -> Applied {
+        let mut applied = Applied::default();
+        // A revision is atomic: of several updates to one key within it, the last one counts.
+        let mut last: BTreeMap<Key, Result<Value, DeletionReason>> = BTreeMap::new();
+        for Update { key, value } in updates {
+            if last.insert(key, value).is_some() {
+                applied.skipped += 1;
+            }
+        }
+        for (key, value) in last {
+            if self.forked && value == Err(DeletionReason::Deleted) {
+                applied.skipped += 1;
+                continue;
+            }
+            let (Some(kind), Ok(path)) = (Kind::of(&key), key.path()) else {
+                applied.skipped += 1;
+                continue;
+            };
+            let value = value.map(|value| model::Value { kind: Some(value) }.encode_to_vec());
+            if value.as_ref().is_ok_and(|value| value.len() + path.len() + 128 > ENTRY_BYTES) {
+                applied.oversize.push(path);
+                continue;
+            }
+            match self.put(path, kind, revision, value, now) {
+                true => applied.changed += 1,
+                false => applied.skipped += 1,
+            }
+        }
+        self.trim(now);
+        applied
+    }
+
+    fn put(
+        &mut self,
+        path: String,
+        kind: Kind,
+        revision: u64,
+        value: Result<Vec<u8>, DeletionReason>,
+        now: Instant,
+    ) -> bool {
+        let seq = self.head + 1;
+        let key: Arc<str> = match self.entries.get_key_value(path.as_str()) {
+            Some((key, held)) => {
+                let equal = match &value {
+                    Ok(value) => !held.deleted && held.encoded.value() == value.as_slice(),
+                    Err(_) => held.deleted,
+                };
+                if equal {
+                    return false;
+                }
+                let key = key.clone();
+                self.by_seq.remove(&held.seq);
+                match held.deleted {
+                    true => self.tombstones_live -= 1,
+                    false => self.count_live(kind, false),
+                }
+                key
+            }
+            // Deleting what was never here.
+            None if value.is_err() => return false,
+            None => path.into(),
+        };
+        let reason = |reason| match reason {
+            DeletionReason::Deleted => sync::DeletionReason::DeletionDeleted,
+            DeletionReason::Invalid => sync::DeletionReason::DeletionInvalid,
+            DeletionReason::OutOfScope => sync::DeletionReason::DeletionOutOfScope,
+        };
+        let deleted = value.is_err();
+        let value = value.as_deref().map_err(|why| reason(*why));
+        let encoded = Encoded::new(&key, seq, self.source, revision, value);
+        self.head = seq;
+        self.by_seq.insert(seq, key.clone());
+        self.entries.insert(key, Entry { seq, revision, kind, deleted, encoded });
+        match deleted {
+            true => {
+                self.tombstones_live += 1;
+                self.tombstones.push_back((seq, now));
+            }
+            false => self.count_live(kind, true),
+        }
+        true
+    }
+
+    fn count_live(&mut self, kind: Kind, more: bool) {
+        let count = self.live.entry(kind).or_default();
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+    }
+
+    /// Drops tombstones that are too old or too many.
+    pub fn trim(&mut self, now: Instant) {
+        let live = self.entries.len() - self.tombstones_live;
+        let most = TOMBSTONES.max(live / TOMBSTONES_OF_LIVE);
+        while let Some((seq, at)) = self.tombstones.front().copied()
+            && (self.tombstones_live > most || now.saturating_duration_since(at) > TOMBSTONE_AGE)
+        {
+            self.tombstones.pop_front();
+            // A key that was written again after its deletion has another position by now.
+            let Some(key) = self.by_seq.get(&seq).cloned() else { continue };
+            let Some(entry) = self.entries.get(&key).filter(|entry| entry.deleted) else { continue };
+            let revision = entry.revision;
+            self.by_seq.remove(&seq);
+            self.entries.remove(&key);
+            self.tombstones_live -= 1;
+            self.trimmed_seq = self.trimmed_seq.max(seq);
+            self.history.trimmed(revision);
+        }
+    }
+
+    // === What streams ask ===
+
+    /// What changed after the position, in order of position; tombstones up to `skip_tombstones` are left
+    /// out (a snapshot begins with an empty client or ends with a sweep).
+    pub fn entries_after(&self, after: u64, kinds: KindSet, skip_tombstones: u64) -> Page {
+        let mut members: Vec<&Bytes> = Vec::new();
+        let mut bytes = 0;
+        let mut reached = self.head;
+        for (seq, key) in self.by_seq.range(after.saturating_add(1)..) {
+            let Some(entry) = self.entries.get(key) else { continue };
+            if !kinds.contains(entry.kind) || (entry.deleted && *seq <= skip_tombstones) {
+                continue;
+            }
+            let length = entry.encoded.bytes.len();
+            if !members.is_empty() && (members.len() == PAGE_ENTRIES || bytes + length > PAGE_BYTES) {
+                // The page ends before this one.
+                reached = seq - 1;
+                break;
+            }
+            bytes += length;
+            members.push(&entry.encoded.bytes);
+        }
+        let message =
+            (!members.is_empty()).then(|| encode::batch(members.iter().copied(), reached != self.head));
+        Page { message, entries: members.len(), seq: reached, head: self.head }
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress {
+            seq: self.head,
+            revision: self.history.revision(),
+            proofs: self.proof_count,
+            in_sync: self.in_sync,
+            forked: self.forked,
+        }
+    }
+
+    /// The token of a cut at the head.
+    pub fn token(&self, kinds: KindSet) -> sync::Token {
+        sync::Token {
+            history: self.history_id.clone(),
+            views: kinds.iter().map(|kind| (kind.name().to_owned(), self.view(kind).to_owned())).collect(),
+            scope: sync::Scope::All as i32,
+            sources: self.sources(),
+            witness: self.history.witness(),
+            epoch: self.epoch.clone(),
+            seq: self.head,
+        }
+    }
+
+    pub fn sources(&self) -> Vec<sync::SourcePosition> {
+        let revision = self.history.revision();
+        vec![sync::SourcePosition { source: self.source.to_owned(), low: revision, high: revision }]
+    }
+
+    /// How old the data can be [E1]; nothing while it was never proven.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        self.proven.map(|started| now.saturating_duration_since(started))
+    }
+
+    /// The newest linearizable read, and when it began.
+    pub fn newest_proof(&self) -> Option<(u64, Instant)> {
+        self.newest_proof
+    }
+
+    /// The position from which everything caused after `revision` follows.
+    pub(super) fn seq_before(&self, revision: u64) -> u64 {
+        let caused_after = |(_, key): &(&u64, &Arc<str>)| {
+            self.entries.get(*key).is_some_and(|entry| entry.revision > revision)
+        };
+        self.by_seq.iter().rev().take_while(caused_after).last().map_or(self.head, |(seq, _)| seq - 1)
+    }
+
+    /// The revision through which a client that has everything up to `seq` is complete [D1].
+    pub fn revision_at(&self, seq: u64) -> Option<u64> {
+        self.history.revision_at(seq)
+    }
+
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+
+    pub fn history(&self) -> &str {
+        &self.history_id
+    }
+
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.history.revision()
+    }
+
+    pub fn in_sync(&self) -> bool {
+        self.in_sync
+    }
+
+    pub fn forked(&self) -> bool {
+        self.forked
+    }
+
+    /// Live entries per kind.
+    pub fn live(&self) -> &BTreeMap<Kind, u64> {
+        &self.live
+    }
+
+    pub fn tombstones(&self) -> u64 {
+        self.tombstones_live as u64
+    }
+
+    /// Every live entry: path and encoded value. For the status page and for tests.
+    pub fn iter_live(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| !entry.deleted)
+            .map(|(key, entry)| (&**key, entry.encoded.value()))
+    }
+
+    pub(super) fn view(&self, kind: Kind) -> &str {
+        self.views.get(&kind).map_or("", String::as_str)
+    }
+
+    pub(super) fn trimmed_seq(&self) -> u64 {
+        self.trimmed_seq
+    }
+
+    pub(super) fn history_accepted(&self) -> bool {
+        !self.accepted_history.is_empty() && self.accepted_history == self.history_id
+    }
+
+    pub(super) fn vouches_for(&self, low: u64, high: u64) -> bool {
+        self.history.vouches_for(low, high)
+    }
+
+    pub(super) fn contradicts(&self, witness: &sync::Witness) -> bool {
+        self.history.contradicts(witness)
+    }
+}

@@ -1,0 +1,180 @@
+//! What a replica can vouch for: revisions, intervals of history, witnesses, checkpoints [A4, A5, B5, D1].
+//!
+//! `known` holds closed intervals of revisions in which no deletion can have escaped this replica. A token is
+//! only as good as its place in them: between two intervals lies a gap that a re-list jumped over, and an
+//! object that was created and deleted within it left no trace here.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use proto::sync;
+
+/// Witnesses and checkpoints kept. A checkpoint is 16 bytes.
+const WITNESSES: usize = 4_096;
+const CHECKPOINTS: usize = 16_384;
+
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// Oldest first; the last one ends at `revision`.
+    known: Vec<RangeInclusive<u64>>,
+    revision: u64,
+    /// Revision and hash of events, newest last.
+    witnesses: VecDeque<(u64, u64)>,
+    /// (revision, seq): everything up to the revision is at or before seq. Newest last.
+    checkpoints: VecDeque<(u64, u64)>,
+}
+
+impl History {
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// A listing at `revision`: what lies between it and what was known before is a gap.
+    pub fn listed(&mut self, revision: u64, seq: u64) {
+        if self.known.is_empty() || revision < self.revision {
+            // The beginning, or another history: nothing of before counts.
+            *self = History::default();
+        }
+        match self.known.last_mut() {
+            Some(last) if *last.end() == revision => {}
+            _ => self.known.push(revision..=revision),
+        }
+        self.revision = revision;
+        self.checkpoint(seq);
+    }
+
+    /// Another history: revisions of before mean nothing in it.
+    pub fn forget(&mut self) {
+        *self = History::default();
+    }
+
+    /// Complete up to `revision`, with everything up to `seq`.
+    pub fn advanced(&mut self, revision: u64, seq: u64, witness: Option<u64>) {
+        let Some(last) = self.known.last_mut() else { return };
+        if revision < self.revision {
+            return;
+        }
+        *last = *last.start()..=revision;
+        self.revision = revision;
+        if let Some(hash) = witness {
+            if self.witnesses.len() == WITNESSES {
+                self.witnesses.pop_front();
+            }
+            self.witnesses.push_back((revision, hash));
+        }
+        self.checkpoint(seq);
+    }
+
+    fn checkpoint(&mut self, seq: u64) {
+        match self.checkpoints.back_mut() {
+            // No entry since: the same position now stands for more of history.
+            Some((revision, last)) if *last == seq => *revision = self.revision,
+            _ => {
+                if self.checkpoints.len() == CHECKPOINTS {
+                    self.checkpoints.pop_front();
+                }
+                self.checkpoints.push_back((self.revision, seq));
+            }
+        }
+    }
+
+    /// Tombstones up to `revision` are gone: positions before it can no longer be resumed from.
+    pub fn trimmed(&mut self, revision: u64) {
+        self.known.retain(|interval| *interval.end() >= revision);
+        if let Some(first) = self.known.first_mut() {
+            *first = revision.max(*first.start())..=*first.end();
+        }
+    }
+
+    /// Whether a state complete through `low`, with effects up to `high`, can be brought up to date.
+    pub fn vouches_for(&self, low: u64, high: u64) -> bool {
+        low <= high && self.known.iter().any(|interval| interval.contains(&low) && interval.contains(&high))
+    }
+
+    pub fn witness(&self) -> Option<sync::Witness> {
+        self.witnesses.back().map(|(revision, hash)| sync::Witness { revision: *revision, hash: *hash })
+    }
+
+    /// Another event is on record at the witness's revision, or none where there should be one.
+    pub fn contradicts(&self, witness: &sync::Witness) -> bool {
+        if let Ok(index) = self.witnesses.binary_search_by_key(&witness.revision, |(revision, _)| *revision) {
+            return self.witnesses[index].1 != witness.hash;
+        }
+        // Since the last listing, and as far back as the record goes, every event was seen.
+        let listed = self.known.last().map_or(u64::MAX, |interval| *interval.start());
+        let recorded = match self.witnesses.front() {
+            Some((revision, _)) if self.witnesses.len() == WITNESSES => *revision,
+            _ => 0,
+        };
+        witness.revision > listed.max(recorded) && witness.revision <= self.revision
+    }
+
+    /// The revision through which a client at `seq` is complete.
+    pub fn revision_at(&self, seq: u64) -> Option<u64> {
+        let next = self.checkpoints.partition_point(|(_, at)| *at <= seq);
+        self.checkpoints.get(next.checked_sub(1)?).map(|(revision, _)| *revision)
+    }
+}
+
+/// Hash of the events of one revision, equal on every replica.
+pub fn event_hash<'a>(events: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for (key, value) in events {
+        hasher.update(&(key.len() as u64).to_le_bytes());
+        hasher.update(key.as_bytes());
+        hasher.update(&[u8::from(value.is_some())]);
+        let value = value.unwrap_or_default();
+        hasher.update(&(value.len() as u64).to_le_bytes());
+        hasher.update(value);
+    }
+    let hash = hasher.finalize();
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gap_before_a_relist_is_not_vouched_for() {
+        let mut history = History::default();
+        history.listed(100, 10);
+        history.advanced(120, 15, Some(1));
+        history.listed(200, 30);
+        history.advanced(210, 31, Some(2));
+        assert!(history.vouches_for(100, 120) && history.vouches_for(205, 210));
+        assert!(
+            !history.vouches_for(99, 99) && !history.vouches_for(150, 150) && !history.vouches_for(110, 205)
+        );
+        history.trimmed(110);
+        assert!(!history.vouches_for(109, 110) && history.vouches_for(110, 120));
+        history.trimmed(205);
+        assert!(!history.vouches_for(120, 120) && history.vouches_for(205, 205));
+    }
+
+    #[test]
+    fn witness_of_another_history_is_contradicted() {
+        let witness = |revision, hash| sync::Witness { revision, hash };
+        let mut history = History::default();
+        history.listed(100, 0);
+        history.advanced(105, 1, Some(55));
+        history.advanced(107, 1, None);
+        history.advanced(109, 2, Some(99));
+        assert!(!history.contradicts(&witness(105, 55)) && history.contradicts(&witness(105, 56)));
+        assert!(history.contradicts(&witness(106, 1)), "nothing happened at 106 here");
+        assert!(!history.contradicts(&witness(90, 1)), "before what is known");
+        assert!(!history.contradicts(&witness(200, 1)), "after what is known");
+    }
+
+    #[test]
+    fn position_tells_the_revision_it_is_complete_through() {
+        let mut history = History::default();
+        history.listed(100, 10);
+        history.advanced(105, 10, Some(1));
+        history.advanced(107, 12, Some(2));
+        assert_eq!(history.revision_at(9), None);
+        assert_eq!(history.revision_at(10), Some(105));
+        assert_eq!(history.revision_at(11), Some(105), "half of 107");
+        assert_eq!(history.revision_at(12), Some(107));
+    }
+}

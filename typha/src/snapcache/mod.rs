@@ -1,0 +1,129 @@
+//! The cache of derived entries: an ordered map that clients follow with cursors.
+//!
+//! One task (`pipeline`) writes; streams read. [`Shared`] is the seam: a lock that is held for one revision at
+//! a time and never over an await, and a watch channel that says how far the head has come. Why not a channel
+//! per client: a channel holds history, so a slow client either costs memory or has to be cut off. A cursor
+//! costs nothing while it does not move, and what it is given when it moves is the latest value of each key.
+
+mod cache;
+mod encode;
+mod history;
+mod positions;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+pub use cache::{Applied, Cache, Page};
+pub use encode::KindSet;
+pub use history::event_hash;
+pub use positions::{Evidence, Resume};
+
+/// What every stream waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Position of the newest entry.
+    pub seq: u64,
+    /// Revision up to which the cache is complete.
+    pub revision: u64,
+    /// Start of the newest linearizable read, counted, so that a waiter sees it change.
+    pub proofs: u64,
+    pub in_sync: bool,
+    /// Deletions are held: the datastore's history is not the one that was followed [B5].
+    pub forked: bool,
+}
+
+/// The cache as one writer and many readers use it.
+pub struct Shared {
+    cache: RwLock<Cache>,
+    progress: watch::Sender<Progress>,
+    memo: std::sync::Mutex<Memo>,
+}
+
+/// The page that caught-up clients share: all of them ask for the same one within a moment.
+#[derive(Default)]
+struct Memo {
+    head: u64,
+    pages: Vec<((u64, KindSet), Page)>,
+    cuts: Vec<((KindSet, Progress), Bytes)>,
+}
+
+/// Distinct subscriptions and cursors that are worth keeping for one head.
+const MEMO_PAGES: usize = 8;
+
+impl Shared {
+    pub fn new(cache: Cache) -> Arc<Self> {
+        let progress = watch::Sender::new(cache.progress());
+        Arc::new(Shared { cache: RwLock::new(cache), progress, memo: Default::default() })
+    }
+
+    /// Changes the cache, then tells the streams. Only the owner of the cache calls this.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Cache) -> T) -> T {
+        let (answer, progress) = {
+            let mut cache = self.cache.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let answer = change(&mut cache);
+            (answer, cache.progress())
+        };
+        self.progress.send_if_modified(|last| std::mem::replace(last, progress) != progress);
+        answer
+    }
+
+    pub fn read(&self) -> RwLockReadGuard<'_, Cache> {
+        // A poisoned lock means that the owner panicked; the process is about to end with it.
+        self.cache.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// What follows `after`, encoded; shared between all that ask for the same before the head moves on.
+    pub fn page(&self, after: u64, kinds: KindSet) -> Page {
+        let head = self.read().head();
+        let key = (after, kinds);
+        {
+            let memo = self.memo();
+            if memo.head == head
+                && let Some((_, page)) = memo.pages.iter().find(|(known, _)| *known == key)
+            {
+                return page.clone();
+            }
+        }
+        let page = self.read().entries_after(after, kinds, 0);
+        let mut memo = self.memo();
+        if memo.head != page.head {
+            memo.head = page.head;
+            memo.pages.clear();
+        }
+        if memo.pages.len() < MEMO_PAGES {
+            memo.pages.push((key, page.clone()));
+        }
+        page
+    }
+
+    /// The encoded cut at the head, if the head is still at `seq`; shared like pages.
+    pub fn cut(&self, seq: u64, kinds: KindSet) -> Option<Bytes> {
+        let cache = self.read();
+        if cache.head() != seq {
+            return None;
+        }
+        let key = (kinds, cache.progress());
+        let mut memo = self.memo();
+        if let Some((_, cut)) = memo.cuts.iter().find(|(known, _)| *known == key) {
+            return Some(cut.clone());
+        }
+        let cut = encode::cut(cache.token(kinds));
+        if memo.cuts.len() >= MEMO_PAGES {
+            memo.cuts.clear();
+        }
+        memo.cuts.push((key, cut.clone()));
+        Some(cut)
+    }
+
+    fn memo(&self) -> std::sync::MutexGuard<'_, Memo> {
+        self.memo.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
