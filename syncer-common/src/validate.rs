@@ -5,7 +5,8 @@
 //! carry out or would carry out wrongly.
 
 mod resource;
+mod rule;
 mod value;
 
-pub use resource::resource;
+pub use resource::{change, resource};
 pub use value::value;

@@ -131,8 +131,7 @@ fn stored_form_reads_back_as_the_manifest() {
         let mut resource = resource.unwrap();
         let path = resource.key_path().unwrap();
         let back = Resource::from_stored(&path, &resource.to_stored()).unwrap();
-        // The tier is written into a label.
-        resource.metadata.labels.clone_from(&back.metadata.labels);
+        resource.fill_defaults();
         assert_eq!(back, resource, "{path}");
         assert_eq!(parse_manifest(&to_yaml(&back)), [Ok(resource)]);
     }

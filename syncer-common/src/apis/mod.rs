@@ -4,6 +4,7 @@
 //! ignored, `null` is the same as absent. What a field must look like is checked in `validate`.
 
 pub mod bgp;
+mod defaults;
 mod error;
 pub mod ipam;
 mod kinds;

@@ -66,6 +66,16 @@ pub struct NodeSpec {
     #[serde(rename = "vxlanTunnelMACAddrV6")]
     pub vxlan_tunnel_mac_addr_v6: String,
     pub addresses: Vec<NodeAddress>,
+    pub wireguard: Option<NodeWireguardSpec>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeWireguardSpec {
+    #[serde(rename = "interfaceIPv4Address")]
+    pub interface_ipv4_address: String,
+    #[serde(rename = "interfaceIPv6Address")]
+    pub interface_ipv6_address: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -155,13 +155,14 @@ impl Resource {
         key.path().map_err(|error| FieldError::new(error.field, error.to_string()))
     }
 
-    /// The bytes that the datastore keeps.
+    /// The bytes that the datastore keeps: with what a writer fills in.
     pub fn to_stored(&self) -> Vec<u8> {
         let kind = ApiKind::by_kind(&self.kind);
         if let Some(kind) = kind.filter(|kind| !kind.is_v3_stored()) {
             return ipam::to_stored(kind.kind, &self.spec).to_string().into_bytes();
         }
         let mut stored = self.clone();
+        stored.fill_defaults();
         stored.metadata.resource_version.clear();
         if kind.is_some_and(ApiKind::has_name_annotation) {
             let name = json!({ "name": self.metadata.name });
@@ -217,10 +218,10 @@ impl Resource {
             if let Some(name) = known.get("name").and_then(Value::as_str).filter(|name| !name.is_empty()) {
                 self.metadata.name = name.to_owned();
             }
-        } else if matches!(self.spec.get("tier").and_then(Value::as_str), None | Some("" | "default")) {
-            if let Some(name) = key.name.strip_prefix(DEFAULT_TIER_PREFIX) {
-                self.metadata.name = name.to_owned();
-            }
+        } else if matches!(self.spec.get("tier").and_then(Value::as_str), None | Some("" | "default"))
+            && let Some(name) = key.name.strip_prefix(DEFAULT_TIER_PREFIX)
+        {
+            self.metadata.name = name.to_owned();
         }
         self.set_stored_name(&key.name);
         Ok(())

@@ -139,7 +139,7 @@ pub(super) fn convert_host(
         ports: named_ports(&spec.ports),
     };
     let own = Key::HostEndpoint(HostEndpointKey { host: spec.node, endpoint: key.name.clone() });
-    Ok(Outcome::Shared(own, Some(Value::HostEndpoint(endpoint))))
+    Ok(Outcome::Shared(Box::new((own, Value::HostEndpoint(endpoint)))))
 }
 
 #[cfg(test)]

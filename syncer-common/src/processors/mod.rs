@@ -32,6 +32,7 @@ use crate::model::{DeletionReason, Key, ResourceKey, Update, Value};
 use crate::validate;
 
 pub use addresses::{parse_address, parse_net};
+pub use endpoints::split_workload_name;
 
 use conflict::ConflictCache;
 use findings::Findings;
@@ -77,8 +78,8 @@ pub struct Processors {
 pub(crate) enum Outcome {
     /// These entries; nothing else belongs to it.
     Entries(Vec<Update>),
-    /// A key that other objects may hold too; no value takes the object out.
-    Shared(Key, Option<Value>),
+    /// A key that other objects may hold too.
+    Shared(Box<(Key, Value)>),
 }
 
 impl Processors {
@@ -112,6 +113,7 @@ impl Processors {
             return self.refuse(path, &key, FieldError::new("the value", reason));
         }
         match key {
+            Key::Resource(key) if key.name.is_empty() => unknown_key(path),
             Key::Resource(key) => self.put_resource(path, key, value),
             Key::Block { .. } | Key::BlockAffinity(_) => match ipam::convert(&key, value) {
                 Ok(update) => self.finish(path, vec![update], Findings::default()),
@@ -158,21 +160,18 @@ impl Processors {
                 "FelixConfiguration" | "ClusterInformation" => self.settle(path, entries),
                 _ => entries,
             },
-            Outcome::Shared(own, Some(value)) => {
+            Outcome::Shared(entry) => {
+                let (own, value) = *entry;
                 if !self.verbatim
                     && let Some(error) = validate::value(&own, &value).into_iter().next()
                 {
-                    return self.refuse_outcome(path, &resource_key, Outcome::Shared(own, None), error);
+                    return self.refuse(path, &resource_key, error);
                 }
                 match self.cache(&key.kind) {
                     Some(cache) => cache.put(name, own, value),
                     None => vec![Update::set(own, value)],
                 }
             }
-            Outcome::Shared(own, None) => match self.cache(&key.kind) {
-                Some(cache) => cache.remove(name, DeletionReason::Deleted).unwrap_or_default(),
-                None => vec![Update::delete(own)],
-            },
         };
         self.finish(path, updates, findings)
     }

