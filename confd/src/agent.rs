@@ -121,7 +121,13 @@ impl Agent {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 event = events.recv() => {
-                    let Some(event) = event else { bail!("the connection to typha has ended") };
+                    let Some(event) = event else {
+                        // The client may have heard of the shutdown first.
+                        if cancel.is_cancelled() {
+                            return Ok(());
+                        }
+                        bail!("the connection to typha has ended");
+                    };
                     let fresh = !self.changed;
                     let mut due = self.on_event(event);
                     // Whatever else has arrived is part of the same configuration.

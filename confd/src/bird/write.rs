@@ -3,7 +3,9 @@
 //! The file is only ever a configuration that BIRD has accepted: a refused one leaves the old file as it
 //! is. A file that means the same already is not touched.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -119,18 +121,38 @@ impl ConfigFile {
         self.rename(&staged, previous).await
     }
 
+    /// Writes beside the file. A BIRD that has given up root must be able to read what we put in place, so
+    /// owner and mode are those of the file as it is, or the folder's owner where there is none.
     async fn stage(&self, text: &str) -> Result<PathBuf, WriteError> {
         let staged = staged_path(&self.path);
-        let failed = |source| WriteError::Io { what: "write", path: staged.clone(), source };
+        let directory = directory(&self.path);
         let write = async {
-            let mut options = fs::OpenOptions::new();
+            fs::create_dir_all(directory).await?;
+            let old = fs::metadata(&self.path).await.ok();
             // Peers' passwords end up in this file.
-            options.write(true).create(true).truncate(true).mode(0o640);
-            let mut file = options.open(&staged).await?;
+            let mode = old.as_ref().map_or(0o640, |old| old.permissions().mode() & 0o777);
+            let owner = match old {
+                Some(old) => old,
+                None => fs::metadata(directory).await?,
+            };
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(mode)
+                .open(&staged)
+                .await?;
+            file.set_permissions(Permissions::from_mode(mode)).await?;
+            let written = file.metadata().await?;
+            if (written.uid(), written.gid()) != (owner.uid(), owner.gid())
+                && let Err(error) = chown(&staged, Some(owner.uid()), Some(owner.gid()))
+            {
+                tracing::debug!(path = %staged.display(), %error, "owner of the configuration not kept");
+            }
             file.write_all(text.as_bytes()).await?;
             file.sync_all().await
         };
-        write.await.map_err(failed)?;
+        write.await.map_err(|source| WriteError::Io { what: "write", path: staged.clone(), source })?;
         Ok(staged)
     }
 
@@ -166,8 +188,7 @@ impl ConfigFile {
                 return Err(self.io("replace", source));
             }
         }
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
+        let directory = directory(&self.path);
         let synced = async { fs::File::open(directory).await?.sync_all().await };
         synced.await.map_err(|source| self.io("sync the directory of", source))
     }
@@ -183,6 +204,10 @@ impl ConfigFile {
     }
 }
 
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Always the same name, so that what a crash leaves behind is used up by the next run.
 fn staged_path(path: &Path) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -192,6 +217,31 @@ fn staged_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn mode_is_kept_and_equal_meaning_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/bird.cfg");
+        let file = ConfigFile::new(&path, "/bin/true");
+        assert_eq!(file.install("a b;\n").await.unwrap(), Installed::Written { previous: None });
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o640);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(file.install("a  b; # again\n").await.unwrap(), Installed::Unchanged);
+        let previous = Some("a b;\n".to_owned());
+        assert_eq!(file.install("a c;\n").await.unwrap(), Installed::Written { previous });
+        assert_eq!(mode(), 0o644);
+        assert_eq!(std::fs::read_dir(dir.path().join("made")).unwrap().count(), 1, "nothing staged is left");
+    }
+
+    #[tokio::test]
+    async fn without_a_checker_nothing_is_put_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bird.cfg");
+        let error = ConfigFile::new(&path, "/no/such/bird").install("a;\n").await.unwrap_err();
+        assert!(error.to_string().contains("/no/such/bird"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_refusal_names_line_statement_and_object() {
