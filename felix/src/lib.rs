@@ -1,6 +1,7 @@
 //! The node agent for policy and routes: thin, fed by typha's stream, writing differences to the kernel.
 
 pub mod commands;
+pub mod dataplane;
 pub mod ifacemonitor;
 pub mod ipsets;
 pub mod iptables;

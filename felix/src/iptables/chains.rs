@@ -56,7 +56,8 @@ impl ChainSet {
                 }
             }
             let name = chain.name.clone();
-            let targets = chain.rules.iter().flat_map(|rule| targets(&rule.action)).map(str::to_owned).collect();
+            let targets =
+                chain.rules.iter().flat_map(|rule| targets(&rule.action)).map(str::to_owned).collect();
             changed.push(name.clone());
             self.chains.insert(name, Offered { wanted: WantedChain::new(chain), owners, targets });
         }
@@ -107,7 +108,9 @@ impl ChainSet {
     pub fn wanted(&self) -> BTreeMap<&str, &WantedChain> {
         let hook_rules = self.hooks.values().flat_map(|hooks| hooks.movable.iter().chain(&hooks.last));
         let mut open: Vec<&str> = hook_rules.flat_map(|rule| targets(&rule.action)).collect();
-        open.extend(self.always.iter().filter_map(|owner| self.owners.get(owner)).flatten().map(String::as_str));
+        open.extend(
+            self.always.iter().filter_map(|owner| self.owners.get(owner)).flatten().map(String::as_str),
+        );
         let mut reached = BTreeMap::new();
         while let Some(name) = open.pop() {
             if let Some((name, offered)) = self.chains.get_key_value(name)
@@ -146,7 +149,11 @@ mod tests {
     #[test]
     fn only_reached_chains_are_wanted() {
         let mut set = framed();
-        set.offer(Owner::Profile("p".into()), vec![chain("cali-a", &["cali-b"]), chain("cali-b", &["cali-a"]), chain("cali-c", &[])], false);
+        set.offer(
+            Owner::Profile("p".into()),
+            vec![chain("cali-a", &["cali-b"]), chain("cali-b", &["cali-a"]), chain("cali-c", &[])],
+            false,
+        );
         assert_eq!(names(&set), ["cali-FORWARD", "cali-a", "cali-b"]);
         set.offer(Owner::Profile("q".into()), vec![chain("cali-d", &[])], true);
         assert_eq!(names(&set), ["cali-FORWARD", "cali-a", "cali-b", "cali-d"]);

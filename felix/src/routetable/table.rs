@@ -74,8 +74,6 @@ pub enum RouteError {
 pub struct Pass {
     pub writes: usize,
     pub errors: Vec<RouteError>,
-    /// When a route's grace ends.
-    pub due: Option<Instant>,
 }
 
 pub struct RouteTable {
@@ -96,6 +94,8 @@ pub struct RouteTable {
     rp_filter: String,
     resync: bool,
     dirty: bool,
+    /// When the next unknown route's grace ends.
+    due: Option<Instant>,
 }
 
 impl RouteTable {
@@ -115,6 +115,7 @@ impl RouteTable {
             rp_filter: sysctl::default_reverse_path_filter(),
             resync: true,
             dirty: true,
+            due: None,
         })
     }
 
@@ -181,7 +182,12 @@ impl RouteTable {
     }
 
     pub fn needs_apply(&self) -> bool {
-        self.resync || self.dirty
+        self.resync || self.dirty || self.due.is_some_and(|due| due <= Instant::now())
+    }
+
+    /// When there is something to do without an event.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// Whether a workload's interface is up, set up, and has its routes.
@@ -214,6 +220,7 @@ impl RouteTable {
         }
         self.resync = false;
         self.dirty = false;
+        self.due = None;
         self.configure_interfaces(&mut pass);
         if !self.settings.disabled {
             self.apply_routes(&mut pass).await;
@@ -335,7 +342,7 @@ impl RouteTable {
                 let since = *self.unknown_since.entry(route.clone()).or_insert(now);
                 let due = since + GRACE;
                 if due > now {
-                    pass.due = Some(pass.due.map_or(due, |other: Instant| other.min(due)));
+                    self.due = Some(self.due.map_or(due, |other| other.min(due)));
                     continue;
                 }
             }

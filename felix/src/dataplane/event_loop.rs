@@ -1,0 +1,545 @@
+//! The loop that owns the drivers: inputs, throttle, passes, regular checks.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use daemon::{Backoff, CancellationToken, Reporter};
+use felix_calc::output::{IpSetKind, Output};
+use syncer_common::model::WorkloadEndpointKey;
+use tokio::sync::{mpsc, watch};
+use typha_client::CutId;
+
+use super::model::{HostInterface, Model, Sink};
+use super::params::DataplaneParams;
+use super::status::StatusFiles;
+use crate::commands::Commands;
+use crate::ifacemonitor::{Event, Monitor};
+use crate::ipsets::IpSets;
+use crate::iptables::chains::Owner;
+use crate::iptables::plan::Hooks;
+use crate::iptables::tables::Tables;
+use crate::iptables::{Backend, Chain, InsertMode, IpVersion, TableName, features};
+use crate::metrics;
+use crate::routetable::netlink::Netlink;
+use crate::routetable::{RouteTable, Workload, sysctl};
+
+/// How often the loop looks around without being called.
+const TICK: Duration = Duration::from_millis(250);
+/// Passes that may follow one another at once, and how fast that allowance comes back.
+const BURST: f64 = 10.0;
+const PASSES_PER_SECOND: f64 = 10.0;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// Address changes come in bursts: look once they are over.
+const ADDRESS_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the calculation hands over at once.
+#[derive(Debug)]
+pub struct Batch {
+    pub outputs: Vec<Output>,
+    /// Acknowledged when everything up to here is in the kernel.
+    pub cut: Option<CutId>,
+    /// When the oldest of it arrived on this node.
+    pub arrived: Instant,
+}
+
+/// What cannot change while felix runs.
+pub struct Fixed {
+    pub commands: Arc<dyn Commands>,
+    pub backend: Backend,
+    pub versions: Vec<IpVersion>,
+    /// Parameters given on this node.
+    pub local: BTreeMap<String, String>,
+    pub status: StatusFiles,
+}
+
+pub struct Dataplane {
+    commands: Arc<dyn Commands>,
+    versions: Vec<IpVersion>,
+    model: Model,
+    kernel: Kernel,
+    netlink: Netlink,
+    monitor: Monitor,
+    status: StatusFiles,
+    /// The first proven state has arrived.
+    started: bool,
+    swept: bool,
+    model_dirty: bool,
+    addresses_due: Option<Instant>,
+    cut: Option<CutId>,
+    arrived: Option<Instant>,
+    changes: usize,
+    throttle: Throttle,
+    backoff: Backoff,
+    retry_at: Option<Instant>,
+    refreshes: Refreshes,
+}
+
+/// The drivers, as the model writes to them.
+struct Kernel {
+    tables: Tables,
+    ipsets: BTreeMap<IpVersion, IpSets>,
+    routes: RouteTable,
+    forwarding: bool,
+}
+
+struct Refreshes {
+    tables: Instant,
+    ipsets: Instant,
+    routes: Instant,
+    interfaces: Instant,
+}
+
+impl Dataplane {
+    /// Opens programs and sockets in the current network namespace. Reads, writes nothing.
+    pub async fn open(fixed: Fixed) -> anyhow::Result<Dataplane> {
+        let Fixed { commands, backend, versions, local, status } = fixed;
+        let tables =
+            Tables::open(&commands, backend, &versions).await.context("looking for the iptables programs")?;
+        let restore = features::find_program(&*commands, IpVersion::V4, backend, "restore").await?;
+        let features = features::detect_features(&*commands, &restore).await;
+        let model = Model::new(&versions, features, local);
+        let max = model.params().max_ipset_size;
+        let ipsets = versions.iter().map(|v| (*v, IpSets::new(*v, commands.clone(), max))).collect();
+        let routes = RouteTable::new(commands.clone(), &versions)?;
+        // Subscribe first, list afterwards: no event in between is lost.
+        let monitor = Monitor::open().context("subscribing to interface events")?;
+        let now = Instant::now();
+        Ok(Dataplane {
+            commands,
+            versions,
+            model,
+            kernel: Kernel { tables, ipsets, routes, forwarding: false },
+            netlink: Netlink::open()?,
+            monitor,
+            status,
+            started: false,
+            swept: false,
+            model_dirty: true,
+            addresses_due: Some(now),
+            cut: None,
+            arrived: None,
+            changes: 0,
+            throttle: Throttle { tokens: BURST, at: now },
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+            retry_at: None,
+            refreshes: Refreshes { tables: now, ipsets: now, routes: now, interfaces: now },
+        })
+    }
+
+    /// Runs until cancelled or until the calculation ends. Leaves everything in the kernel.
+    pub async fn run(
+        mut self,
+        mut batches: mpsc::Receiver<Batch>,
+        acks: watch::Sender<Option<CutId>>,
+        reporter: Reporter,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        reporter.not_ready("waiting for the first proven state");
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                batch = batches.recv() => match batch {
+                    Some(batch) => self.absorb(batch),
+                    None => return Ok(()),
+                },
+                events = self.monitor.next() => self.on_events(events.context("reading interface events")?),
+                _ = tick.tick() => self.on_tick(),
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            while let Ok(batch) = batches.try_recv() {
+                self.absorb(batch);
+            }
+            reporter.beat();
+            if self.is_due() {
+                let done = self.apply().await;
+                if done {
+                    reporter.ready();
+                    if let Some(cut) = self.cut.take() {
+                        acks.send_replace(Some(cut));
+                    }
+                } else if !self.swept {
+                    reporter.not_ready("the first state is not programmed yet");
+                }
+            }
+        }
+    }
+
+    // === inputs ===
+
+    fn absorb(&mut self, batch: Batch) {
+        self.started = true;
+        self.changes += batch.outputs.len();
+        metrics::messages(batch.outputs.len());
+        if !batch.outputs.is_empty() {
+            self.arrived = Some(self.arrived.map_or(batch.arrived, |other| other.min(batch.arrived)));
+        }
+        for output in batch.outputs {
+            self.model.on_output(output);
+        }
+        self.model_dirty = true;
+        if batch.cut.is_some() {
+            self.cut = batch.cut;
+        }
+    }
+
+    fn on_events(&mut self, events: Vec<Event>) {
+        let soon = || Some(Instant::now() + ADDRESS_PAUSE);
+        for event in events {
+            match event {
+                Event::Link(link) => {
+                    self.kernel.routes.on_link(link);
+                    self.addresses_due = self.addresses_due.or_else(soon);
+                }
+                Event::LinkGone { index } => {
+                    self.kernel.routes.on_link_gone(index);
+                    self.addresses_due = self.addresses_due.or_else(soon);
+                }
+                Event::Addresses => self.addresses_due = self.addresses_due.or_else(soon),
+                Event::RouteAdded(route) => self.kernel.routes.on_route(&route, true),
+                Event::RouteGone(route) => self.kernel.routes.on_route(&route, false),
+                Event::Lost => {
+                    tracing::info!("interface events were lost; listing everything again");
+                    self.kernel.routes.queue_resync();
+                    self.addresses_due = self.addresses_due.or_else(soon);
+                }
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        if !self.swept {
+            return;
+        }
+        let params = self.model.params();
+        if due(&mut self.refreshes.tables, params.tables_refresh) {
+            self.kernel.tables.queue_resync();
+        }
+        if due(&mut self.refreshes.ipsets, params.ipsets_refresh) {
+            self.kernel.ipsets.values_mut().for_each(IpSets::queue_resync);
+        }
+        if due(&mut self.refreshes.routes, params.routes_refresh) {
+            self.kernel.routes.queue_resync();
+        }
+        if due(&mut self.refreshes.interfaces, params.interfaces_refresh) {
+            self.addresses_due = Some(Instant::now());
+        }
+        if self.kernel.tables.look(params.tables_check) {
+            tracing::debug!("somebody else wrote rules; checking ours");
+        }
+    }
+
+    // === passes ===
+
+    fn has_work(&self) -> bool {
+        let now = Instant::now();
+        self.kernel.tables.is_dirty()
+            || self.kernel.ipsets.values().any(|sets| sets.has_updates() || sets.has_deletions())
+            || self.kernel.routes.needs_apply()
+            || self.addresses_due.is_some_and(|due| due <= now)
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        // New input is tried at once, even while something else fails.
+        let wanted = self.model_dirty || self.retry_at.map_or_else(|| self.has_work(), |at| at <= now);
+        self.started && wanted && self.throttle.admit(now)
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let far = now + Duration::from_secs(3600);
+        match self.retry_at {
+            _ if !self.started => far,
+            _ if self.model_dirty => self.throttle.next(now),
+            Some(retry) => retry.max(self.throttle.next(now)),
+            None if self.has_work() => self.throttle.next(now),
+            None => {
+                [self.addresses_due, self.kernel.routes.due()].into_iter().flatten().fold(far, Instant::min)
+            }
+        }
+    }
+
+    /// One pass. `true`: the kernel is as wanted.
+    async fn apply(&mut self) -> bool {
+        let started = Instant::now();
+        let mut failures: Vec<String> = Vec::new();
+        self.retry_at = None;
+        if self.addresses_due.is_some_and(|due| due <= started) {
+            self.addresses_due = None;
+            match self.list_interfaces().await {
+                Ok(()) => {}
+                Err(error) => {
+                    failures.push(format!("{error:#}"));
+                    self.addresses_due = Some(started + ADDRESS_PAUSE);
+                }
+            }
+        }
+        self.model_dirty = false;
+        for error in self.model.flush(&mut self.kernel) {
+            tracing::warn!(
+                key = error.name,
+                field = "value",
+                value = error.value,
+                reason = error.reason,
+                "parameter refused, its default applies"
+            );
+            metrics::config_error();
+        }
+        self.forward();
+
+        let Kernel { tables, ipsets, routes, .. } = &mut self.kernel;
+        let rules = async {
+            let mut lines = 0;
+            let mut errors: Vec<String> = Vec::new();
+            let updates = ipsets
+                .values_mut()
+                .map(async |sets| if sets.has_updates() { sets.apply_updates().await } else { Ok(0) });
+            for result in futures::future::join_all(updates).await {
+                match result {
+                    Ok(written) => lines += written,
+                    Err(error) => errors.push(error.to_string()),
+                }
+            }
+            if lines > 0 {
+                tables.lift();
+            }
+            let pass = tables.apply().await;
+            for (version, table, error) in &pass.errors {
+                tracing::error!(?version, table = table.name(), %error, "table could not be written; trying again");
+                errors.push(error.to_string());
+            }
+            (lines, pass, errors)
+        };
+        let (rules, routes) = tokio::join!(rules, async {
+            if routes.needs_apply() {
+                routes.apply().await
+            } else {
+                crate::routetable::table::Pass::default()
+            }
+        });
+        let (set_lines, tables, errors) = rules;
+        failures.extend(errors);
+        for error in &routes.errors {
+            tracing::warn!(%error, "route or interface could not be set up; trying again");
+            failures.push(error.to_string());
+        }
+        if tables.errors.is_empty() && !self.kernel.tables.is_dirty() {
+            for sets in self.kernel.ipsets.values_mut() {
+                sets.apply_deletions().await;
+            }
+            if failures.is_empty() && !self.swept {
+                self.swept = true;
+                self.kernel.tables.sweep_other(&self.commands, &self.versions).await;
+            }
+        }
+        self.status.update(&self.model, &self.kernel.routes);
+        self.finish(started, set_lines, tables.lines, routes.writes, &failures);
+        failures.is_empty()
+    }
+
+    fn finish(
+        &mut self,
+        started: Instant,
+        set_lines: usize,
+        table_lines: usize,
+        route_writes: usize,
+        failures: &[String],
+    ) {
+        let took = started.elapsed();
+        metrics::pass(took, !failures.is_empty());
+        let (endpoints, policies) = self.model.counts();
+        metrics::active(endpoints, policies);
+        for (version, sets) in &self.kernel.ipsets {
+            metrics::ipsets_owned(*version, sets.wanted().count());
+        }
+        let millis = |duration: Duration| (duration.as_secs_f64() * 1e4).round() / 10.0;
+        if !failures.is_empty() {
+            let pause = self.backoff.next_wait();
+            self.retry_at = Some(Instant::now() + pause);
+            tracing::warn!(
+                failures = failures.len(),
+                first = failures[0],
+                retry_ms = millis(pause),
+                "programmed in part"
+            );
+            return;
+        }
+        self.backoff.reset();
+        let latency = self.arrived.take().map(|arrived| arrived.elapsed());
+        let changes = std::mem::take(&mut self.changes);
+        if let Some(latency) = latency {
+            metrics::programmed_after(latency);
+            let seq = self.cut.as_ref().map_or(0, |cut| cut.seq);
+            tracing::info!(
+                changes,
+                cut = seq,
+                latency_ms = millis(latency),
+                pass_ms = millis(took),
+                ipset_lines = set_lines,
+                table_lines,
+                route_writes,
+                "programmed"
+            );
+        } else if set_lines + table_lines + route_writes > 0 {
+            tracing::info!(
+                pass_ms = millis(took),
+                ipset_lines = set_lines,
+                table_lines,
+                route_writes,
+                "repaired"
+            );
+        }
+    }
+
+    fn forward(&mut self) {
+        if self.kernel.forwarding || !self.model.params().ip_forwarding {
+            return;
+        }
+        let errors = sysctl::forward(&self.versions);
+        self.kernel.forwarding = errors.is_empty();
+        for error in errors {
+            tracing::warn!(%error, "forwarding could not be switched on; trying again");
+        }
+        sysctl::count_connections();
+    }
+
+    async fn list_interfaces(&mut self) -> anyhow::Result<()> {
+        let links = self.netlink.links().await?;
+        let addresses = self.netlink.addresses().await?;
+        let params = self.model.params();
+        let foreign = |name: &str| {
+            params.routes.is_workload(name) || params.interface_exclude.iter().any(|other| other == name)
+        };
+        let mut interfaces: Vec<HostInterface> = Vec::new();
+        for link in links.iter().filter(|link| !foreign(&link.name)) {
+            let mut own: Vec<IpAddr> =
+                addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, ip)| *ip).collect();
+            own.sort();
+            own.dedup();
+            interfaces.push(HostInterface { name: link.name.clone(), addresses: own });
+        }
+        interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+        for link in links {
+            self.kernel.routes.on_link(link);
+        }
+        self.model.on_interfaces(interfaces);
+        Ok(())
+    }
+}
+
+fn due(last: &mut Instant, interval: Duration) -> bool {
+    let due = !interval.is_zero() && last.elapsed() >= interval;
+    if due {
+        *last = Instant::now();
+    }
+    due
+}
+
+impl Sink for Kernel {
+    fn chains(
+        &mut self,
+        version: IpVersion,
+        table: TableName,
+        owner: Owner,
+        chains: Vec<Chain>,
+        always_needed: bool,
+    ) {
+        if let Some(table) = self.tables.get_mut(version, table) {
+            table.offer(owner, chains, always_needed);
+        }
+    }
+
+    fn hooks(
+        &mut self,
+        version: IpVersion,
+        table: TableName,
+        mode: InsertMode,
+        hooks: BTreeMap<String, Hooks>,
+    ) {
+        if let Some(table) = self.tables.get_mut(version, table) {
+            table.set_hooks(mode, hooks);
+        }
+    }
+
+    fn set_replace(&mut self, id: &str, kind: IpSetKind, members: &std::collections::BTreeSet<String>) {
+        for sets in self.ipsets.values_mut() {
+            sets.replace(id, kind, members.iter().map(String::as_str));
+        }
+    }
+
+    fn set_change(&mut self, id: &str, added: &[String], removed: &[String]) {
+        for sets in self.ipsets.values_mut() {
+            sets.change(id, added.iter().map(String::as_str), removed.iter().map(String::as_str));
+        }
+    }
+
+    fn set_remove(&mut self, id: &str) {
+        self.ipsets.values_mut().for_each(|sets| sets.remove(id));
+    }
+
+    fn workload(&mut self, id: &WorkloadEndpointKey, workload: Option<Workload>) {
+        self.routes.set_workload(workload_id(id), workload);
+    }
+
+    fn params(&mut self, params: &DataplaneParams) {
+        self.ipsets.values_mut().for_each(|sets| sets.set_max_size(params.max_ipset_size));
+        self.routes.set_settings(params.routes.clone());
+    }
+}
+
+/// The id under which the route table knows a workload.
+pub fn workload_id(key: &WorkloadEndpointKey) -> String {
+    format!("{} {} {}", key.orchestrator, key.workload, key.endpoint)
+}
+
+/// A token bucket: bursts go through, a stream is slowed down, and what comes after quiet is not delayed.
+struct Throttle {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Throttle {
+    fn available(&self, now: Instant) -> f64 {
+        let filled = now.saturating_duration_since(self.at).as_secs_f64() * PASSES_PER_SECOND;
+        (self.tokens + filled).min(BURST)
+    }
+
+    fn admit(&mut self, now: Instant) -> bool {
+        let tokens = self.available(now);
+        let admitted = tokens >= 1.0;
+        (self.tokens, self.at) = (if admitted { tokens - 1.0 } else { tokens }, now);
+        admitted
+    }
+
+    /// When the next pass is admitted.
+    fn next(&self, now: Instant) -> Instant {
+        let missing = (1.0 - self.available(now)).max(0.0);
+        now + Duration::from_secs_f64(missing / PASSES_PER_SECOND)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_a_stream_is_slowed_and_quiet_fills_up() {
+        let start = Instant::now();
+        let mut throttle = Throttle { tokens: BURST, at: start };
+        let admitted = (0..30).filter(|_| throttle.admit(start)).count();
+        assert_eq!(admitted, 10);
+        let next = throttle.next(start);
+        assert!(next > start && next <= start + Duration::from_millis(101));
+        assert!(throttle.admit(start + Duration::from_millis(105)));
+        let later = start + Duration::from_secs(60);
+        assert_eq!(throttle.next(later), later);
+        assert_eq!((0..30).filter(|_| throttle.admit(later)).count(), 10);
+    }
+}
