@@ -164,7 +164,7 @@ mod tests {
             json!({"cidr": "10.244.0.0/16", "natOutgoing": true, "ipipMode": "Always"}),
         );
         assert_eq!(
-            table(main("IPPool"), &[pool.clone()], false),
+            table(main("IPPool"), std::slice::from_ref(&pool), false),
             "NAME                  CIDR            SELECTOR\ndefault-ipv4-ippool   10.244.0.0/16   all()\n"
         );
         assert_eq!(

@@ -67,15 +67,16 @@ pub async fn delete_named(
         // another name.
         match crate::get::find(store, kind, name, namespace).await? {
             Some(resource) => resources.push(resource),
+            None if verb == (Verb::Delete { skip_not_exists: true }) => {}
             None => {
-                let mut absent = Resource { kind: kind.kind.into(), ..Resource::default() };
-                absent.metadata.name.clone_from(name);
-                if kind.namespaced {
-                    absent.metadata.namespace = namespace.into();
-                }
-                resources.push(absent);
+                let place = if kind.namespaced { format!("{namespace}/") } else { String::new() };
+                let id = format!("{}({place}{name})", kind.kind);
+                bail!("Failed to delete '{}' resource: [{}]", kind.kind, Refusal::Absent(id));
             }
         }
+    }
+    if resources.is_empty() {
+        return Ok(format!("Successfully deleted 0 '{}' resource(s)\n", kind.kind));
     }
     for resource in &mut resources {
         // Deleting by name means whatever is there now.
@@ -158,10 +159,11 @@ async fn attempt(
             Some(text.parse::<u64>().map_err(|_| Refusal::Revision { id: id.into(), given: text.into() })?)
         }
     };
-    if let (Some(given), Some(existing)) = (given, &existing) {
-        if given != existing.mod_revision && !matches!(verb, Verb::Create { .. }) {
-            return Err(Refusal::Conflict(id.into()));
-        }
+    if let (Some(given), Some(existing)) = (given, &existing)
+        && given != existing.mod_revision
+        && !matches!(verb, Verb::Create { .. })
+    {
+        return Err(Refusal::Conflict(id.into()));
     }
     match (verb, existing) {
         (Verb::Create { skip_exists: true }, Some(_)) | (Verb::Delete { skip_not_exists: true }, None) => {
