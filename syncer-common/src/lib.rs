@@ -19,3 +19,5 @@ pub mod manifests;
 pub mod backend;
 #[cfg(feature = "datastore")]
 pub mod syncer;
+#[cfg(feature = "testing")]
+pub mod testing;

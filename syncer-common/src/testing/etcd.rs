@@ -1,0 +1,184 @@
+//! A real etcd on loopback: free ports, a directory of its own, gone when dropped.
+
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::require;
+use crate::backend::config::StoreConfig;
+
+const READY: Duration = Duration::from_secs(30);
+/// Between choosing free ports and binding them another process may take one: then choose again.
+const ATTEMPTS: usize = 5;
+
+/// A single-member etcd cluster.
+pub struct EtcdServer {
+    program: PathBuf,
+    dir: tempfile::TempDir,
+    client_port: u16,
+    peer_port: u16,
+    extra: Vec<String>,
+    child: Option<Child>,
+}
+
+impl EtcdServer {
+    /// Starts etcd and waits until it answers. `None`: not installed, and the test is to return.
+    ///
+    /// # Panics
+    /// When it does not start, or is missing with `BULRUSH_REQUIRE=1`.
+    pub async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more arguments, e.g. `--max-request-bytes=8388608`.
+    pub async fn start_with(extra: &[&str]) -> Option<Self> {
+        let program = require::program("etcd")?;
+        for _ in 0..ATTEMPTS {
+            let mut server = Self {
+                program: program.clone(),
+                dir: tempfile::tempdir().expect("a temporary directory can be made"),
+                client_port: free_port(),
+                peer_port: free_port(),
+                extra: extra.iter().map(|argument| (*argument).to_owned()).collect(),
+                child: None,
+            };
+            if server.try_restart().await {
+                return Some(server);
+            }
+        }
+        panic!("etcd did not start in {ATTEMPTS} attempts");
+    }
+
+    /// `http://127.0.0.1:port`; the same after `restart`.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    pub fn config(&self) -> StoreConfig {
+        StoreConfig::etcd([self.endpoint()])
+    }
+
+    /// Ends it in good order; its data stays for `restart`.
+    pub fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Some(child) = &mut self.child {
+            match child.try_wait() {
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                Ok(None) | Err(_) => self.kill(),
+                Ok(Some(_)) => self.child = None,
+            }
+        }
+    }
+
+    /// Kills it (-9); its data stays for `restart`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only for a process that is gone already.
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// Starts it again on the same data and ports, ending it first if it runs.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn restart(&mut self) {
+        self.stop();
+        assert!(self.try_restart().await, "etcd did not start again; its log:\n{}", self.log());
+    }
+
+    /// Throws the data away and starts empty on the same ports: another history.
+    pub async fn restart_empty(&mut self) {
+        self.stop();
+        std::fs::remove_dir_all(self.dir.path().join("data")).expect("the data directory can be removed");
+        self.restart().await;
+    }
+
+    /// Stops its clock (SIGSTOP): connections stay open, nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            let pid = i32::try_from(child.id()).expect("process ids fit in i32");
+            // Fails only for a process that is gone already.
+            kill(Pid::from_raw(pid), signal).ok();
+        }
+    }
+
+    fn spawn(&mut self) -> io::Result<()> {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log"))?;
+        let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.peer_port));
+        let child = Command::new(&self.program)
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args(["--name", "test", "--initial-cluster", &format!("test={peer}")])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            // A token of its own, so that no two test clusters have one id.
+            .args(["--initial-cluster-token", &format!("test-{}", uuid::Uuid::new_v4())])
+            .args(&self.extra)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    async fn try_restart(&mut self) -> bool {
+        self.spawn().expect("etcd can be started");
+        let deadline = Instant::now() + READY;
+        while Instant::now() < deadline {
+            let exited = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
+            if exited {
+                self.child = None;
+                return false;
+            }
+            if self.answers().await {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+
+    async fn answers(&self) -> bool {
+        let attempt = async {
+            let mut client = etcd_client::Client::connect([self.endpoint()], None).await.ok()?;
+            client.get("/", None).await.ok()
+        };
+        matches!(tokio::time::timeout(Duration::from_secs(1), attempt).await, Ok(Some(_)))
+    }
+}
+
+impl Drop for EtcdServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that nobody listens on at this moment.
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("loopback has a free port")
+        .port()
+}

@@ -1,0 +1,4 @@
+//! Real datastores for tests, of this crate and of others (feature `testing`).
+
+pub mod etcd;
+pub mod require;

@@ -1,0 +1,305 @@
+//! What is particular to etcd: transactions, compaction, sizes, members that pause, restart or come back
+//! with another history.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use etcd_client::{Client, Txn, TxnOp};
+use syncer_common::backend::config::{EtcdConfig, StoreConfig, open};
+use syncer_common::backend::{Datastore, Error, Event, WatchItem};
+use syncer_common::syncer::{self, SyncEvent};
+use syncer_common::testing::etcd::{EtcdServer, free_port};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{DEADLINE, State, etcd, eventually, key, next, value};
+
+async fn raw(server: &EtcdServer) -> Client {
+    Client::connect([server.endpoint()], None).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_comes_in_one_item_even_in_fragments() {
+    let Some((server, store)) = etcd(&["--max-txn-ops=4096"]).await else { return };
+    let start = store.head().await.unwrap().revision;
+    let mut watch = store.watch(start).await.unwrap();
+    let mut client = raw(&server).await;
+    // 60 MB of history in transactions near the limit of a request, read late: etcd sends fragments.
+    let padding = "x".repeat(10_000);
+    for round in 0..40 {
+        let puts: Vec<TxnOp> =
+            (0..140).map(|n| TxnOp::put(format!("/calico/t/{round}/{n}"), padding.as_str(), None)).collect();
+        client.txn(Txn::new().and_then(puts)).await.unwrap();
+    }
+    let mut late = store.watch(start).await.unwrap();
+    for watch in [&mut watch, &mut late] {
+        let (mut revision, mut total) = (start, 0);
+        while revision < start + 40 {
+            let WatchItem::Events { revision: upto, events } = next(watch).await.unwrap() else { continue };
+            let whole = (upto - revision) as usize * 140;
+            assert_eq!(events.len(), whole, "an item holds whole transactions");
+            total += events.len();
+            revision = upto;
+        }
+        assert_eq!(total, 40 * 140);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_is_told_by_list_and_watch() {
+    let Some((server, store)) = etcd(&[]).await else { return };
+    let first = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut revision = first;
+    for round in 0..5 {
+        revision =
+            store.replace(&key("a"), value("a", &format!("10.{round}.0.0/24")), revision).await.unwrap();
+    }
+    raw(&server).await.compact(revision as i64, None).await.unwrap();
+    let listed = store.list(Some(first)).await;
+    assert!(matches!(listed, Err(Error::Compacted { .. })), "{listed:?}");
+    let outcome = match store.watch(first).await {
+        Ok(mut watch) => next(&mut watch).await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    assert!(matches!(outcome, Err(Error::Compacted { compacted }) if compacted > first), "{outcome:?}");
+    assert_eq!(store.list(Some(revision)).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listing_pages_by_size_at_one_revision() {
+    let Some((server, store)) = etcd(&[]).await else { return };
+    let mut client = raw(&server).await;
+    for size in [10usize, 100_000, 20] {
+        let padding = "y".repeat(size);
+        for chunk in 0..4 {
+            let puts: Vec<TxnOp> = (0..if size > 1_000 { 10 } else { 100 })
+                .map(|n| TxnOp::put(format!("/calico/p/{size:06}/{chunk}/{n:03}"), padding.as_str(), None))
+                .collect();
+            client.txn(Txn::new().and_then(puts)).await.unwrap();
+        }
+    }
+    client.put("/calicoish", "not ours", None).await.unwrap();
+    client.put("/calicp", "not ours either", None).await.unwrap();
+    let listing = store.list(None).await.unwrap();
+    assert_eq!(listing.items.len(), 840);
+    let state = State::from(listing);
+    assert!(state.items.keys().all(|key| key.starts_with("/calico/")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversize_value_is_named_and_the_rest_is_listed() {
+    let Some((server, store)) = etcd(&["--max-request-bytes=33554432"]).await else { return };
+    store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    store.create(&key("z"), value("z", "10.0.0.0/24")).await.unwrap();
+    let start = store.head().await.unwrap().revision;
+    let mut watch = store.watch(start).await.unwrap();
+    let mut grpc = Client::connect([server.endpoint()], None).await.unwrap().kv_client();
+    let mut keys = Vec::new();
+    for (name, size) in [("m-5mb", 5_000_000), ("n-20mb", 20_000_000)] {
+        grpc = grpc.max_encoding_message_size(64 << 20);
+        grpc.put(key(name), vec![b'x'; size], None).await.unwrap();
+        keys.push(key(name));
+    }
+    let last = store.create(&key("zz"), value("zz", "10.0.0.0/24")).await.unwrap();
+
+    let listing = store.list(None).await.unwrap();
+    let oversize: Vec<_> = listing.oversize.iter().map(|large| large.key.clone()).collect();
+    assert_eq!(oversize, keys);
+    assert_eq!(State::from(listing).items.into_keys().collect::<Vec<_>>(), [key("a"), key("z"), key("zz")]);
+
+    let (mut revision, mut seen) = (start, Vec::new());
+    let mut attempts = 0;
+    while revision < last {
+        match next(&mut watch).await {
+            Ok(WatchItem::Events { revision: upto, events }) => {
+                revision = upto;
+                seen.extend(events.into_iter().map(|event| match event {
+                    Event::Put(item) => item.key,
+                    Event::Delete { key, .. } => key,
+                }));
+            }
+            Ok(WatchItem::Progress { revision: upto }) => revision = upto,
+            Err(error) => {
+                attempts += 1;
+                assert!(attempts < 10, "{error}");
+                watch = store.watch(revision).await.unwrap();
+            }
+        }
+    }
+    assert_eq!(seen, [key("zz")], "the large events are left out, and the watch goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_server_is_an_error_and_not_a_hang() {
+    let Some((server, store)) = etcd(&[]).await else { return };
+    let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut watch = store.watch(revision).await.unwrap();
+    server.pause();
+    let began = Instant::now();
+    let (head, write, read, watched) = tokio::join!(
+        store.head(),
+        store.create(&key("b"), value("b", "10.0.0.0/24")),
+        store.get(&key("a")),
+        next(&mut watch)
+    );
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(matches!(head, Err(Error::Unavailable { .. })), "{head:?}");
+    assert!(matches!(write, Err(Error::Unavailable { .. })), "{write:?}");
+    assert!(matches!(read, Err(Error::Unavailable { .. })), "{read:?}");
+    assert!(matches!(watched, Err(Error::Unavailable { .. })), "{watched:?}");
+    server.resume();
+    eventually("reads after the pause", || async { store.head().await.ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_endpoint_is_passed_over() {
+    let Some((server, _)) = etcd(&[]).await else { return };
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let store = open(&StoreConfig::etcd([dead, server.endpoint()])).await.unwrap();
+    let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    assert_eq!(store.list(None).await.unwrap().revision, revision);
+    store.watch(revision).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreachable_server_is_unavailable() {
+    let store = open(&StoreConfig::etcd([format!("http://127.0.0.1:{}", free_port())])).await.unwrap();
+    assert!(matches!(store.head().await, Err(Error::Unavailable { .. })));
+    assert!(matches!(store.watch(1).await, Err(Error::Unavailable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_certificate_is_named() {
+    let config = EtcdConfig {
+        endpoints: vec!["https://127.0.0.1:1".into()],
+        ca_file: Some("no-such-ca.pem".into()),
+        ..EtcdConfig::default()
+    };
+    let store = open(&StoreConfig::Etcd(config)).await.unwrap();
+    let error = store.head().await.unwrap_err();
+    assert!(
+        matches!(error, Error::Invalid { .. }) && error.to_string().contains("no-such-ca.pem"),
+        "{error}"
+    );
+}
+
+struct Followed {
+    state: State,
+    history: String,
+    snapshots: usize,
+    outages: usize,
+    events: mpsc::Receiver<SyncEvent>,
+    cancel: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Followed {
+    fn start(store: Arc<dyn Datastore>) -> Self {
+        let (out, events) = mpsc::channel(64);
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(syncer::run(store, out, cancel.clone()));
+        let (state, history) = (State::default(), String::new());
+        Self { state, history, snapshots: 0, outages: 0, events, cancel, task }
+    }
+
+    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while !done(self) {
+            let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
+            match event.unwrap_or_else(|_| panic!("{what}: {:?}", self.state)).unwrap() {
+                SyncEvent::Snapshot { listing, history } => {
+                    self.state = State::from(listing);
+                    self.history = history;
+                    self.snapshots += 1;
+                }
+                SyncEvent::Events { revision, events } => {
+                    self.state.apply(WatchItem::Events { revision, events });
+                }
+                SyncEvent::Progress { revision } => self.state.apply(WatchItem::Progress { revision }),
+                SyncEvent::Disconnected { .. } => self.outages += 1,
+                SyncEvent::Proof(_) => {}
+            }
+        }
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restart_of_the_server_loses_nothing_and_lists_nothing() {
+    let Some((mut server, store)) = etcd(&[]).await else { return };
+    store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut followed = Followed::start(store.clone());
+    followed.until("first object", |f| f.state.items.contains_key(&key("a"))).await;
+    server.restart().await;
+    let last = eventually("writes again", || async {
+        match store.create(&key("b"), value("b", "10.0.0.0/24")).await {
+            Ok(revision) => Some(revision),
+            Err(Error::Conflict { .. }) => Some(store.get(&key("b")).await.ok()??.mod_revision),
+            Err(_) => None,
+        }
+    })
+    .await;
+    followed.until("what was written after the restart", |f| f.state.revision >= last).await;
+    assert_eq!(followed.state, State::from(store.list(None).await.unwrap()));
+    assert_eq!((followed.snapshots, followed.outages), (1, 1));
+    followed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_history_on_the_same_address_is_listed_anew() {
+    let Some((mut server, store)) = etcd(&[]).await else { return };
+    store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut followed = Followed::start(store.clone());
+    followed.until("first object", |f| f.state.items.contains_key(&key("a"))).await;
+    let before = followed.history.clone();
+    server.restart_empty().await;
+    followed.until("another snapshot", |f| f.snapshots == 2).await;
+    assert_ne!(followed.history, before);
+    followed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_beyond_the_history_is_told_apart_from_silence() {
+    let Some((_server, store)) = etcd(&[]).await else { return };
+    let head = store.head().await.unwrap().revision;
+    let rewound = store.watch(head + 100).await.err();
+    assert!(matches!(rewound, Some(Error::Rewound { seen, .. }) if seen == head + 100), "{rewound:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_and_password_are_used() {
+    let Some((server, _)) = etcd(&[]).await else { return };
+    let mut client = raw(&server).await;
+    client.user_add("root", "rootpw", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.role_add("calico").await.unwrap();
+    let permission = etcd_client::Permission::read_write("/calico/").with_prefix();
+    client.role_grant_permission("calico", permission).await.unwrap();
+    client.user_add("typha", "secret", None).await.unwrap();
+    client.user_grant_role("typha", "calico").await.unwrap();
+    client.auth_enable().await.unwrap();
+
+    let with = |password: &str| {
+        StoreConfig::Etcd(EtcdConfig {
+            endpoints: vec![server.endpoint()],
+            username: Some("typha".into()),
+            password: Some(syncer_common::backend::config::Secret::new(password)),
+            ..EtcdConfig::default()
+        })
+    };
+    let store = open(&with("secret")).await.unwrap();
+    let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    assert_eq!(store.list(None).await.unwrap().items.len(), 1);
+    let mut watch = store.watch(revision).await.unwrap();
+    store.delete(&key("a"), None).await.unwrap();
+    assert!(next(&mut watch).await.is_ok());
+    let refused = store.create("/elsewhere", Bytes::from_static(b"{}")).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    let wrong = open(&with("wrong")).await.unwrap().head().await;
+    assert!(matches!(wrong, Err(Error::Invalid { .. })), "{wrong:?}");
+}

@@ -1,0 +1,142 @@
+//! Datastores under test, and ways to look at what they say.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use syncer_common::backend::config::{StoreConfig, open};
+use syncer_common::backend::{Datastore, Error, Event, KeyValue, Listing, Revision, Watch, WatchItem};
+use syncer_common::testing::etcd::EtcdServer;
+
+/// Long enough for a loaded machine; nothing waits for it unless it fails.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// One datastore with two clients, as two replicas have it.
+pub struct Subject {
+    pub name: &'static str,
+    pub store: Arc<dyn Datastore>,
+    pub second: Arc<dyn Datastore>,
+    config: StoreConfig,
+    _keep: Box<dyn Any + Send>,
+}
+
+impl Subject {
+    /// A client of a process that has just started.
+    pub async fn fresh(&self) -> Arc<dyn Datastore> {
+        open(&self.config).await.unwrap()
+    }
+}
+
+pub async fn etcd(extra: &[&str]) -> Option<(EtcdServer, Arc<dyn Datastore>)> {
+    let server = EtcdServer::start_with(extra).await?;
+    let store = open(&server.config()).await.unwrap();
+    Some((server, store))
+}
+
+/// Every kind of datastore that this machine can run.
+pub async fn subjects() -> Vec<Subject> {
+    let mut subjects = Vec::new();
+    if let Some(server) = EtcdServer::start().await {
+        subjects.push(subject("etcd", server.config(), Box::new(server)).await);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig::directory(dir.path());
+    subjects.push(subject("directory", config, Box::new(dir)).await);
+    subjects
+}
+
+async fn subject(name: &'static str, config: StoreConfig, keep: Box<dyn Any + Send>) -> Subject {
+    let (store, second) = (open(&config).await.unwrap(), open(&config).await.unwrap());
+    Subject { name, store, second, config, _keep: keep }
+}
+
+pub fn key(name: &str) -> String {
+    format!("/calico/resources/v3/projectcalico.org/globalnetworksets/{name}")
+}
+
+pub fn value(name: &str, net: &str) -> Bytes {
+    let value = json!({
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "GlobalNetworkSet",
+        "metadata": { "name": name, "uid": "3f9c9e4e-5a6f-4f0e-8a63-0d9c4d2f0001" },
+        "spec": { "nets": [net] },
+    });
+    Bytes::from(value.to_string())
+}
+
+/// The one net of an object made by `value`.
+pub fn net(item: &KeyValue) -> String {
+    let value: Value = serde_json::from_slice(&item.value).unwrap();
+    value["spec"]["nets"][0].as_str().unwrap().to_owned()
+}
+
+/// State as the consumer of a watch builds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    pub revision: Revision,
+    pub items: BTreeMap<String, KeyValue>,
+}
+
+impl From<Listing> for State {
+    fn from(listing: Listing) -> Self {
+        assert!(listing.items.is_sorted_by(|a, b| a.key < b.key), "listings are in order, without repeats");
+        let items = listing.items.into_iter().map(|item| (item.key.clone(), item)).collect();
+        Self { revision: listing.revision, items }
+    }
+}
+
+impl State {
+    /// Applies an item, and checks the promises of the trait on the way.
+    pub fn apply(&mut self, item: WatchItem) {
+        let (revision, events) = match item {
+            WatchItem::Progress { revision } => (revision, Vec::new()),
+            WatchItem::Events { revision, events } => (revision, events),
+        };
+        assert!(revision > self.revision, "revisions grow: {} then {revision}", self.revision);
+        let mut last = self.revision;
+        for event in events {
+            let at = match event {
+                Event::Put(item) => {
+                    let at = item.mod_revision;
+                    self.items.insert(item.key.clone(), item);
+                    at
+                }
+                Event::Delete { key, mod_revision } => {
+                    self.items.remove(&key);
+                    mod_revision
+                }
+            };
+            assert!(at > self.revision && at >= last && at <= revision, "events are in order");
+            last = at;
+        }
+        self.revision = revision;
+    }
+
+    /// Follows `watch` until `revision` is reached.
+    pub async fn follow(&mut self, watch: &mut Watch, revision: Revision) {
+        while self.revision < revision {
+            self.apply(next(watch).await.unwrap());
+        }
+    }
+}
+
+pub async fn next(watch: &mut Watch) -> Result<WatchItem, Error> {
+    let item = tokio::time::timeout(DEADLINE, watch.next()).await.expect("the watch says something");
+    item.expect("a watch ends only with an error")
+}
+
+/// Polls until `check` yields something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, check: impl Fn() -> F) -> T {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
