@@ -1,0 +1,223 @@
+//! Felix's settings on its own node: flags, environment (`FELIX_*`) and file.
+//!
+//! Settings in the table below are felix's own and are read once. Every other parameter of Calico's Felix may be
+//! given here, too (`FELIX_CHAININSERTMODE=append`): it then overrides what the datastore says.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use daemon::{Endpoint, Settings, Spec, spec};
+
+use crate::iptables::Backend;
+
+pub const PREFIX: &str = "FELIX";
+pub const CONFIG_FILE: &str = "/etc/calico/felix.cfg";
+const DEFAULT_TYPHA: &str = "127.0.0.1:5473";
+
+pub static SPECS: &[Spec] = &[
+    spec(
+        "FelixHostname",
+        "",
+        "This node's name in the datastore; also --node or NODENAME, else the host's name",
+    ),
+    spec("TyphaAddr", "", "Typhas, host:port with commas between; 127.0.0.1:5473 if not given"),
+    spec("IptablesBackend", "auto", "auto, nft or legacy"),
+    spec("Ipv6Support", "true", "Program IPv6 too, where the kernel has it"),
+    spec(
+        "EndpointStatusPathPrefix",
+        "/var/run/calico",
+        "Folder for files that say which workloads are up; none: no files",
+    ),
+    spec("LogSeverityScreen", "info", "Log level, or a filter such as info,felix=debug"),
+    spec("LogFormat", "text", "text or json"),
+    spec("HealthEnabled", "false", "Serve /liveness and /readiness"),
+    spec("HealthHost", "localhost", "Where health is served"),
+    spec("HealthPort", "9099", "Where health is served"),
+    spec("PrometheusMetricsEnabled", "false", "Serve /metrics"),
+    spec("PrometheusMetricsHost", "", "Where metrics are served; every address if not given"),
+    spec("PrometheusMetricsPort", "9091", "Where metrics are served"),
+];
+
+/// Parameters by which rendering and the dataplane go, as far as they are known by name: what may be given here
+/// and in the datastore.
+const PARAMETERS: &[&str] = &[
+    "AllowIPIPPacketsFromWorkloads",
+    "AllowVXLANPacketsFromWorkloads",
+    "ChainInsertMode",
+    "DefaultEndpointToHostAction",
+    "DeviceRouteProtocol",
+    "DeviceRouteSourceAddress",
+    "DeviceRouteSourceAddressIPv6",
+    "DisableConntrackInvalidCheck",
+    "ExternalNodesCIDRList",
+    "FailsafeInboundHostPorts",
+    "FailsafeOutboundHostPorts",
+    "IPForwarding",
+    "IPv4NormalRoutePriority",
+    "IPv6NormalRoutePriority",
+    "InterfaceExclude",
+    "InterfacePrefix",
+    "InterfaceRefreshInterval",
+    "IpInIpEnabled",
+    "IpsetsRefreshInterval",
+    "IptablesFilterAllowAction",
+    "IptablesFilterDenyAction",
+    "IptablesMangleAllowAction",
+    "IptablesMarkMask",
+    "IptablesNATOutgoingInterfaceFilter",
+    "IptablesPostWriteCheckIntervalSecs",
+    "IptablesRefreshInterval",
+    "KubeNodePortRanges",
+    "LogActionRateLimit",
+    "LogActionRateLimitBurst",
+    "LogPrefix",
+    "MaxIpsetSize",
+    "NATOutgoingAddress",
+    "NATOutgoingExclusions",
+    "NATPortRange",
+    "RemoveExternalRoutes",
+    "RouteRefreshInterval",
+    "RouteSyncDisabled",
+    "ServiceLoopPrevention",
+    "VXLANEnabled",
+    "VXLANEnabledV6",
+    "VXLANPort",
+];
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: String,
+    pub typhas: Vec<String>,
+    /// None: look which one others use.
+    pub backend: Option<Backend>,
+    pub ipv6: bool,
+    pub status_prefix: PathBuf,
+    pub log_level: String,
+    pub log_format: String,
+    pub health: Option<Endpoint>,
+    pub metrics: Option<Endpoint>,
+    /// Parameters that override the datastore's.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// The table of settings, for flags and `--help`.
+pub fn settings() -> Settings {
+    Settings::new(PREFIX, SPECS)
+}
+
+/// Everything that was given: flags, then the environment, then the file.
+pub fn load(
+    matches: &clap::ArgMatches,
+    environment: &[(String, String)],
+    file: Option<&Path>,
+) -> anyhow::Result<Settings> {
+    let mut settings = settings().with_flags(matches).with_environment(environment.iter().cloned());
+    if let Some(node) = matches.try_get_one::<String>("node").ok().flatten() {
+        settings = settings.with_environment([(format!("{PREFIX}_FELIXHOSTNAME"), node.clone())]);
+    } else if settings.raw("FelixHostname").is_none()
+        && let Some((_, node)) = environment.iter().find(|(name, _)| name == "NODENAME")
+    {
+        settings = settings.with_environment([(format!("{PREFIX}_FELIXHOSTNAME"), node.clone())]);
+    }
+    match file {
+        Some(file) => Ok(settings.with_file(file, true)?),
+        None => Ok(settings.with_file(Path::new(CONFIG_FILE), false)?),
+    }
+}
+
+/// Names in the file that mean nothing to felix.
+pub fn unknown(settings: &Settings) -> Vec<String> {
+    let parameter = |name: &String| PARAMETERS.iter().any(|known| known.eq_ignore_ascii_case(name));
+    settings.unknown().into_iter().filter(|name| !parameter(name)).collect()
+}
+
+impl Config {
+    pub fn from_settings(settings: &Settings) -> anyhow::Result<Config> {
+        let endpoint = |on: &str, host: &str, port: &str| -> anyhow::Result<Option<Endpoint>> {
+            if !settings.get::<bool>(on)? {
+                return Ok(None);
+            }
+            Ok(Some(Endpoint::new(settings.get::<String>(host)?, settings.get(port)?)))
+        };
+        let typhas: Vec<String> = settings.get("TyphaAddr")?;
+        let backend: String = settings.get("IptablesBackend")?;
+        let backend = match backend.to_ascii_lowercase().as_str() {
+            "auto" | "" => None,
+            "nft" => Some(Backend::Nft),
+            "legacy" => Some(Backend::Legacy),
+            _ => {
+                bail!(settings.refuse("IptablesBackend", format!("{backend:?} is none of auto, nft, legacy")))
+            }
+        };
+        let parameters = PARAMETERS
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), settings.raw(name)?.to_owned())))
+            .collect();
+        Ok(Config {
+            node: node_name(settings)?,
+            typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
+            backend,
+            ipv6: settings.get("Ipv6Support")?,
+            status_prefix: settings.get("EndpointStatusPathPrefix")?,
+            log_level: settings.get("LogSeverityScreen")?,
+            log_format: settings.get("LogFormat")?,
+            health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
+            metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
+            parameters,
+        })
+    }
+}
+
+fn node_name(settings: &Settings) -> anyhow::Result<String> {
+    let mut node: String = settings.get("FelixHostname")?;
+    if node.is_empty() {
+        node = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .context("reading the host's name; give --node or FELIX_FELIXHOSTNAME")?
+            .trim()
+            .to_lowercase();
+    }
+    if node.is_empty() {
+        bail!("this node has no name: give --node or FELIX_FELIXHOSTNAME");
+    }
+    Ok(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(environment: &[(&str, &str)], flags: &[&str]) -> anyhow::Result<Config> {
+        let command =
+            clap::Command::new("felix").arg(clap::Arg::new("node").long("node")).args(settings().args());
+        let matches = command.try_get_matches_from([&["felix"], flags].concat()).unwrap();
+        let environment: Vec<(String, String)> =
+            environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Config::from_settings(&load(&matches, &environment, None)?)
+    }
+
+    #[test]
+    fn the_nodes_name_comes_from_the_nearest_source() {
+        let env = [("NODENAME", "n1"), ("FELIX_FelixHostname", "n2")];
+        assert_eq!(config(&env[..1], &[]).unwrap().node, "n1");
+        assert_eq!(config(&env, &[]).unwrap().node, "n2");
+        assert_eq!(config(&env, &["--node", "n3"]).unwrap().node, "n3");
+    }
+
+    #[test]
+    fn parameters_given_here_are_kept_for_the_dataplane() {
+        let read = config(
+            &[("NODENAME", "n"), ("FELIX_CHAININSERTMODE", "append"), ("FELIX_IPTABLESBACKEND", "NFT")],
+            &[],
+        );
+        let read = read.unwrap();
+        assert_eq!(read.parameters, BTreeMap::from([("ChainInsertMode".to_owned(), "append".to_owned())]));
+        assert_eq!(read.backend, Some(Backend::Nft));
+    }
+
+    #[test]
+    fn an_unknown_backend_is_refused_by_name() {
+        let error = config(&[("NODENAME", "n"), ("FELIX_IPTABLESBACKEND", "bpf")], &[]).unwrap_err();
+        assert!(format!("{error:#}").contains("FELIX_IPTABLESBACKEND"), "{error:#}");
+    }
+}
