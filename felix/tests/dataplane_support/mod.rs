@@ -60,6 +60,11 @@ impl Lab {
         lab
     }
 
+    /// A folder that goes with the namespace.
+    pub fn path(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     /// Runs a shell line in the namespace; it has to succeed.
     pub fn sh(&self, line: &str) -> String {
         let out = Command::new("sh")

@@ -1,0 +1,290 @@
+//! The whole dataplane in a namespace: from the calculation's output to the kernel and back.
+
+mod dataplane_support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use daemon::{CancellationToken, Health};
+use dataplane_support::{Lab, eventually, in_namespace};
+use felix::dataplane::event_loop::Fixed;
+use felix::dataplane::status::StatusFiles;
+use felix::dataplane::{Batch, Dataplane};
+use felix::iptables::{Backend, IpVersion};
+use felix_calc::Graph;
+use syncer_common::model::{Key, PolicyKey, Update, Value, WorkloadEndpointKey, values};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use typha_client::CutId;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const TOOLS: [&str; 5] = ["ip", "ipset", "iptables-nft-restore", "iptables-legacy-restore", "conntrack"];
+
+/// A running dataplane and the calculation that feeds it.
+struct Node {
+    graph: Graph,
+    seq: u64,
+    batches: mpsc::Sender<Batch>,
+    acks: watch::Receiver<Option<CutId>>,
+    health: Health,
+    cancel: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Node {
+    async fn start(lab: &Lab, backend: Backend) -> Node {
+        let dataplane = Dataplane::open(Fixed {
+            commands: lab.commands.clone(),
+            backend,
+            versions: IpVersion::ALL.to_vec(),
+            local: BTreeMap::new(),
+            status: StatusFiles::new(&lab.path().join("status")),
+        })
+        .await
+        .unwrap();
+        let health = Health::new();
+        let (batches, batches_in) = mpsc::channel(1);
+        let (acks_out, acks) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(dataplane.run(
+            batches_in,
+            acks_out,
+            health.register("dataplane", None),
+            cancel.clone(),
+        ));
+        Node { graph: Graph::new("n1"), seq: 0, batches, acks, health, cancel, task }
+    }
+
+    /// Feeds updates and waits until they are acknowledged.
+    async fn program(&mut self, updates: Vec<Update>) {
+        updates.into_iter().for_each(|update| self.graph.on_update(update));
+        self.graph.on_in_sync();
+        self.seq += 1;
+        let cut = CutId { epoch: "e".into(), seq: self.seq };
+        let batch = Batch { outputs: self.graph.flush(), cut: Some(cut.clone()), arrived: Instant::now() };
+        self.batches.send(batch).await.unwrap();
+        let acked = self.acks.wait_for(|ack| ack.as_ref() == Some(&cut));
+        tokio::time::timeout(LIMIT, acked).await.expect("acknowledged in time").unwrap();
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+fn endpoint(name: &str, interface: &str, ip: &str) -> Update {
+    let key = WorkloadEndpointKey {
+        host: "n1".into(),
+        orchestrator: "k8s".into(),
+        workload: format!("default/{name}"),
+        endpoint: "eth0".into(),
+    };
+    let value = values::WorkloadEndpoint {
+        state: "active".into(),
+        name: interface.into(),
+        profile_ids: vec!["open".into()],
+        ipv4_nets: vec![format!("{ip}/32")],
+        labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+        ..Default::default()
+    };
+    Update::set(Key::WorkloadEndpoint(key), Value::WorkloadEndpoint(value))
+}
+
+fn profile() -> Update {
+    let allow = || vec![values::Rule { action: "allow".into(), ..Default::default() }];
+    let rules = values::ProfileRules { inbound_rules: allow(), outbound_rules: allow() };
+    Update::set(Key::ProfileRules { name: "open".into() }, Value::ProfileRules(rules))
+}
+
+fn policy(name: &str, from: &str) -> Update {
+    let key = PolicyKey { kind: "NetworkPolicy".into(), namespace: "default".into(), name: name.into() };
+    let rule = values::Rule {
+        action: "allow".into(),
+        src: Some(values::EntityRule { selector: format!("app == \"{from}\""), ..Default::default() }),
+        ..Default::default()
+    };
+    let value = values::Policy {
+        namespace: "default".into(),
+        tier: "default".into(),
+        selector: "app == \"web\"".into(),
+        inbound_rules: vec![rule],
+        types: vec!["ingress".into()],
+        ..Default::default()
+    };
+    Update::set(Key::Policy(key), Value::Policy(value))
+}
+
+fn pool() -> Update {
+    let cidr = "10.65.0.0/16";
+    let value = values::IpPool { cidr: cidr.into(), masquerade: true, ..Default::default() };
+    Update::set(Key::IpPool { cidr: cidr.parse().unwrap() }, Value::IpPool(value))
+}
+
+fn cluster() -> Vec<Update> {
+    vec![
+        pool(),
+        profile(),
+        endpoint("web", "cali1", "10.65.0.1"),
+        endpoint("client", "cali2", "10.65.0.2"),
+        policy("web", "client"),
+    ]
+}
+
+/// Everything of ours in the kernel, without counters.
+fn state(lab: &Lab, backend: Backend) -> String {
+    let b = backend.name();
+    lab.sh(&format!(
+        "for t in iptables-{b}-save ip6tables-{b}-save; do $t | grep '^[-:*]' | sed 's/ \\[.*//'; done; \
+         ipset save | sed 's/ hashsize.*//' | sort; ip -d route; ip -6 -d route | sed '/fe80/d'"
+    ))
+}
+
+fn each_backend(test: impl AsyncFn(Lab, Backend) + Copy + Send + 'static) {
+    for backend in [Backend::Nft, Backend::Legacy] {
+        in_namespace(&TOOLS, move |lab| async move { test(lab, backend).await });
+    }
+}
+
+#[test]
+fn what_is_calculated_is_in_the_kernel_when_it_is_acknowledged() {
+    each_backend(async |lab, backend| {
+        lab.veth("cali1");
+        lab.veth("cali2");
+        let mut node = Node::start(&lab, backend).await;
+        node.program(cluster()).await;
+        assert!(node.health.readiness().good);
+        let now = state(&lab, backend);
+        for part in [
+            "-A cali-to-wl-dispatch",
+            "cali-pi-np/default/web",
+            "--match-set cali40s:",
+            "10.65.0.2",
+            "10.65.0.1 dev cali1 proto boot scope link metric 1024",
+            "add cali40masq-ipam-pools 10.65.0.0/16",
+            "-j MASQUERADE --random-fully",
+        ] {
+            assert!(now.contains(part), "{part} is missing:\n{now}");
+        }
+        assert_eq!(lab.sh("cat /proc/sys/net/ipv4/ip_forward").trim(), "1");
+        let files = lab.sh(&format!("ls {}", lab.path().join("status/endpoint-status").display()));
+        assert!(files.contains("k8s default%2Fweb eth0"), "{files}");
+
+        // Another client is let in: the set of the new selector comes, the old one goes.
+        node.program(vec![policy("web", "web")]).await;
+        eventually(LIMIT, async || {
+            let now = state(&lab, backend);
+            let sets = now.matches("create cali40s:").count();
+            if sets == 1 && now.contains(" 10.65.0.1\n") { Ok(()) } else { Err(now) }
+        })
+        .await;
+
+        // Everything goes: what is left is the frame.
+        let gone = cluster().into_iter().map(|update| Update::delete(update.key)).collect();
+        node.program(gone).await;
+        eventually(LIMIT, async || {
+            let now = state(&lab, backend);
+            let left = ["cali1", "10.65", "cali40s:", "cali-pi-"].iter().find(|part| now.contains(**part));
+            left.map_or(Ok(()), |part| Err(format!("{part} is still there:\n{now}")))
+        })
+        .await;
+        assert!(state(&lab, backend).contains("Unknown interface"));
+        node.stop().await;
+    });
+}
+
+#[test]
+fn a_restart_changes_nothing_and_stopping_leaves_everything() {
+    each_backend(async |lab, backend| {
+        lab.veth("cali1");
+        lab.veth("cali2");
+        let mut node = Node::start(&lab, backend).await;
+        node.program(cluster()).await;
+        let before = state(&lab, backend);
+        node.stop().await;
+        assert_eq!(state(&lab, backend), before);
+
+        let generation = || felix::iptables::generation::Generation::open().unwrap().read().unwrap();
+        let at = generation();
+        let mut node = Node::start(&lab, backend).await;
+        node.program(cluster()).await;
+        assert_eq!(state(&lab, backend), before);
+        if backend == Backend::Nft {
+            assert_eq!(generation(), at, "the restarted dataplane wrote");
+        }
+        node.stop().await;
+    });
+}
+
+#[test]
+fn nothing_is_written_before_the_first_proven_state() {
+    in_namespace(&TOOLS, |lab| async move {
+        lab.sh("ipset create cali40leftover hash:net; iptables-nft -N cali-leftover");
+        let node = Node::start(&lab, Backend::Nft).await;
+        let generation = felix::iptables::generation::Generation::open().unwrap();
+        let at = generation.read().unwrap();
+        // Interface events wake the loop; it must not act on them.
+        lab.veth("cali1");
+        tokio::time::timeout(Duration::from_millis(700), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(generation.read().unwrap(), at);
+        assert!(lab.sh("ipset list -name").contains("leftover"));
+        assert!(!node.health.readiness().good);
+        node.stop().await;
+    });
+}
+
+#[test]
+fn damage_by_hand_is_repaired_without_any_input() {
+    each_backend(async |lab, backend| {
+        lab.veth("cali1");
+        lab.veth("cali2");
+        let mut node = Node::start(&lab, backend).await;
+        let quick = BTreeMap::from([("IptablesPostWriteCheckIntervalSecs".to_owned(), "0.3".to_owned())]);
+        let mut updates = cluster();
+        updates.extend(
+            quick
+                .into_iter()
+                .map(|(name, value)| Update::set(Key::GlobalConfig { name }, Value::Config(value))),
+        );
+        node.program(updates).await;
+        let before = state(&lab, backend);
+        let program = format!("iptables-{}", backend.name());
+        for damage in [
+            format!("{program} -F cali-to-wl-dispatch"),
+            format!("{program} -F"),
+            format!("ip6tables-{} -F FORWARD", backend.name()),
+            "ip route del 10.65.0.1".to_owned(),
+            "ip link set cali2 down && ip link set cali2 up".to_owned(),
+        ] {
+            lab.sh(&damage);
+            eventually(LIMIT, async || {
+                let now = state(&lab, backend);
+                if now == before { Ok(()) } else { Err(format!("after `{damage}`:\n{now}")) }
+            })
+            .await;
+        }
+        node.stop().await;
+    });
+}
+
+#[test]
+fn configuration_applies_hot() {
+    in_namespace(&TOOLS, |lab| async move {
+        lab.veth("cali1");
+        lab.veth("cali2");
+        let mut node = Node::start(&lab, Backend::Nft).await;
+        node.program(cluster()).await;
+        assert!(
+            lab.sh("iptables-nft-save -t filter")
+                .contains("Configured DefaultEndpointToHostAction\" -j DROP")
+        );
+        let set = |name: &str, value: &str| {
+            Update::set(Key::GlobalConfig { name: name.into() }, Value::Config(value.into()))
+        };
+        node.program(vec![set("DefaultEndpointToHostAction", "ACCEPT"), set("ChainInsertMode", "nonsense")])
+            .await;
+        let now = lab.sh("iptables-nft-save -t filter");
+        assert!(now.contains("Configured DefaultEndpointToHostAction\" -j ACCEPT"), "{now}");
+        node.stop().await;
+    });
+}
