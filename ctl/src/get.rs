@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
-use syncer_common::apis::{API_VERSION, ApiKind, Resource};
-use syncer_common::backend::{Datastore, KeyValue};
-use syncer_common::model::{Key, ResourceKey};
+use syncer_common::apis::{API_VERSION, ApiKind, FieldError, Resource};
+use syncer_common::backend::{Datastore, Error, KeyValue};
+use syncer_common::model::Key;
+use syncer_common::processors::DEFAULT_ALLOW_PROFILE;
 
-use crate::{Output, columns, files};
+use crate::files::{self, Purpose};
+use crate::{Output, columns};
 
 /// The kind that an operator's word means.
 pub fn kind(name: &str) -> Result<&'static ApiKind> {
@@ -46,11 +48,16 @@ pub async fn by_name(
     print(kind, &found, output, false, names.len() == 1)
 }
 
-pub async fn by_file(store: &dyn Datastore, paths: &[PathBuf], output: Output) -> Result<String> {
+pub async fn by_file(
+    store: &dyn Datastore,
+    paths: &[PathBuf],
+    namespace: &str,
+    output: Output,
+) -> Result<String> {
     let mut text = String::new();
-    for asked in files::read(paths, false)? {
+    for mut asked in files::read(paths, namespace, Purpose::Find)? {
         let kind = asked.api_kind()?;
-        let kv = store.get(&asked.key_path()?).await?;
+        let kv = stored(store, &mut asked).await?;
         let kv = kv.with_context(|| format!("resource does not exist: {}", asked.id()))?;
         if output == Output::Yaml && !text.is_empty() {
             text.push_str("---\n");
@@ -58,6 +65,36 @@ pub async fn by_file(store: &dyn Datastore, paths: &[PathBuf], output: Output) -
         text += &print(kind, &[read(&kv)?], output, false, true)?;
     }
     Ok(text)
+}
+
+/// What the datastore holds of a resource. Older writers put the tier in front of a policy's name: such
+/// an object is found under the name it has, and keeps its place.
+pub async fn stored(
+    store: &dyn Datastore,
+    resource: &mut Resource,
+) -> std::result::Result<Option<KeyValue>, Lookup> {
+    let found = store.get(&resource.key_path()?).await?;
+    if found.is_some() || !resource.api_kind()?.has_name_annotation() {
+        return Ok(found);
+    }
+    let mut older = resource.clone();
+    older.set_stored_name(&format!("default.{}", resource.metadata.name));
+    let path = older.key_path()?;
+    let Some(kv) = store.get(&path).await? else { return Ok(None) };
+    if !Resource::from_stored(&path, &kv.value).is_ok_and(|old| old.metadata.name == resource.metadata.name) {
+        return Ok(None);
+    }
+    *resource = older;
+    Ok(Some(kv))
+}
+
+/// Why nothing could be looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum Lookup {
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    #[error(transparent)]
+    Store(#[from] Error),
 }
 
 /// One resource by the name that operators know it under.
@@ -68,30 +105,39 @@ pub async fn find(
     namespace: &str,
 ) -> Result<Option<Resource>> {
     if kind.is_v3_stored() {
-        let namespace = if kind.namespaced { namespace } else { "" };
-        let key = ResourceKey { kind: kind.kind.into(), namespace: namespace.into(), name: name.into() };
-        let path = Key::Resource(key).path().map_err(|error| anyhow!("{name:?}: {error}"))?;
-        if let Some(kv) = store.get(&path).await? {
-            return read(&kv).map(Some);
-        }
+        let mut asked = Resource::named(kind, namespace, name);
+        return match stored(store, &mut asked).await? {
+            Some(kv) => read(&kv).map(Some),
+            None => Ok(built_in(kind).into_iter().find(|resource| resource.metadata.name == name)),
+        };
     }
     let found = list(store, kind).await?;
-    Ok(found.into_iter().find(|resource| {
-        resource.metadata.name == name && (!kind.namespaced || resource.metadata.namespace == namespace)
-    }))
+    Ok(found.into_iter().find(|resource| resource.metadata.name == name))
+}
+
+/// What every reader makes, because it is in no datastore.
+fn built_in(kind: &ApiKind) -> Vec<Resource> {
+    if kind.kind != "Profile" {
+        return Vec::new();
+    }
+    let mut profile = Resource::named(kind, "", DEFAULT_ALLOW_PROFILE);
+    profile.metadata.resource_version = "1".into();
+    profile.spec = json!({"egress": [{"action": "Allow"}], "ingress": [{"action": "Allow"}]});
+    vec![profile]
 }
 
 /// All resources of a kind, by namespace and name. What can not be read is said and left out.
 async fn list(store: &dyn Datastore, kind: &'static ApiKind) -> Result<Vec<Resource>> {
     let prefix = match kind.kind {
-        "IPAMBlock" => "/calico/ipam/v2/assignment/".into(),
-        "BlockAffinity" => "/calico/ipam/v2/host/".into(),
-        "IPAMHandle" => "/calico/ipam/v2/handle/".into(),
-        "IPAMConfig" => "/calico/ipam/v2/config".into(),
+        // Affinities are of hosts and of virtual owners, side by side.
+        "IPAMBlock" | "BlockAffinity" | "IPAMHandle" | "IPAMConfig" => "/calico/ipam/v2/".into(),
         _ => format!("/calico/resources/v3/projectcalico.org/{}/", kind.plural),
     };
-    let mut found = Vec::new();
+    let mut found = built_in(kind);
     for kv in store.get_prefix(&prefix).await? {
+        if !kind.is_v3_stored() && !holds(kind, &kv.key) {
+            continue;
+        }
         match read(&kv) {
             Ok(resource) if resource.kind == kind.kind => found.push(resource),
             Ok(_) => {}
@@ -102,6 +148,17 @@ async fn list(store: &dyn Datastore, kind: &'static ApiKind) -> Result<Vec<Resou
         (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
     });
     Ok(found)
+}
+
+/// IPAM keeps all its kinds below one path.
+fn holds(kind: &ApiKind, path: &str) -> bool {
+    match Key::parse(path).or_else(|| Key::parse_block_affinity(path)) {
+        Some(Key::Block { .. }) => kind.kind == "IPAMBlock",
+        Some(Key::BlockAffinity(_)) => kind.kind == "BlockAffinity",
+        Some(Key::IpamHandle { .. }) => kind.kind == "IPAMHandle",
+        Some(Key::IpamConfig) => kind.kind == "IPAMConfig",
+        _ => false,
+    }
 }
 
 fn read(kv: &KeyValue) -> Result<Resource> {

@@ -7,6 +7,8 @@ mod columns;
 mod files;
 mod get;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::path::PathBuf;
@@ -68,6 +70,12 @@ struct FromFiles {
     /// File or folder of YAML or JSON documents; `-` is standard input.
     #[arg(short, long = "filename", visible_alias = "file", required = true)]
     filename: Vec<PathBuf>,
+    /// Namespace of namespaced objects that name none.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Folders are always read with everything below them; accepted for the sake of scripts.
+    #[arg(short = 'R', long, hide = true)]
+    recursive: bool,
 }
 
 #[derive(Args)]
@@ -125,10 +133,15 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
     let store = open(&config).await?;
     let store = store.as_ref();
     match cli.command {
-        Command::Apply(from) => write::from_files(store, write::Verb::Apply, &from.filename).await,
-        Command::Replace(from) => write::from_files(store, write::Verb::Replace, &from.filename).await,
+        Command::Apply(from) => {
+            write::from_files(store, write::Verb::Apply, &from.filename, &from.namespace).await
+        }
+        Command::Replace(from) => {
+            write::from_files(store, write::Verb::Replace, &from.filename, &from.namespace).await
+        }
         Command::Create { from, skip_exists } => {
-            write::from_files(store, write::Verb::Create { skip_exists }, &from.filename).await
+            write::from_files(store, write::Verb::Create { skip_exists }, &from.filename, &from.namespace)
+                .await
         }
         Command::Delete { what, skip_not_exists } => {
             let verb = write::Verb::Delete { skip_not_exists };
@@ -136,7 +149,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
                 None if what.filename.is_empty() => {
                     anyhow::bail!("say what to delete: a kind and names, or -f FILE")
                 }
-                None => write::from_files(store, verb, &what.filename).await,
+                None => write::from_files(store, verb, &what.filename, &what.namespace).await,
                 Some(_) if what.name.is_empty() => anyhow::bail!("say which to delete: a name is missing"),
                 Some(kind) => write::delete_named(store, verb, &kind, &what.name, &what.namespace).await,
             }
@@ -146,7 +159,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
             match what.kind {
                 Some(kind) => get::by_name(store, &kind, &what.name, namespace, output).await,
                 None if what.filename.is_empty() => anyhow::bail!("say what to get: a kind, or -f FILE"),
-                None => get::by_file(store, &what.filename, output).await,
+                None => get::by_file(store, &what.filename, &what.namespace, output).await,
             }
         }
         Command::Version => unreachable!("answered above, without a datastore"),

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use bytes::Bytes;
-use serde_json::{Value, json};
-use syncer_common::apis::{ApiKind, Resource};
+use syncer_common::apis::Resource;
 use syncer_common::backend::{Datastore, Error};
+use syncer_common::validate;
 
-use crate::files;
+use crate::files::{self, Purpose};
+use crate::get;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
@@ -45,8 +46,14 @@ impl Verb {
 /// Attempts of a compare-and-swap that raced with another writer.
 const RACES: usize = 10;
 
-pub async fn from_files(store: &dyn Datastore, verb: Verb, paths: &[PathBuf]) -> Result<String> {
-    let resources = files::read(paths, !matches!(verb, Verb::Delete { .. }))?;
+pub async fn from_files(
+    store: &dyn Datastore,
+    verb: Verb,
+    paths: &[PathBuf],
+    namespace: &str,
+) -> Result<String> {
+    let purpose = if matches!(verb, Verb::Delete { .. }) { Purpose::Find } else { Purpose::Write };
+    let resources = files::read(paths, namespace, purpose)?;
     if resources.is_empty() {
         bail!("No resources specified");
     }
@@ -60,12 +67,12 @@ pub async fn delete_named(
     names: &[String],
     namespace: &str,
 ) -> Result<String> {
-    let kind = crate::get::kind(kind)?;
+    let kind = get::kind(kind)?;
     let mut resources = Vec::new();
     for name in names {
         // By what the datastore holds: the objects of IPAM are found by their spec, and some policies are stored under
         // another name.
-        match crate::get::find(store, kind, name, namespace).await? {
+        match get::find(store, kind, name, namespace).await? {
             Some(resource) => resources.push(resource),
             None if verb == (Verb::Delete { skip_not_exists: true }) => {}
             None => {
@@ -126,12 +133,23 @@ enum Refusal {
     Absent(String),
     #[error("update conflict: {0}: it was changed since it was read; get it again, edit, and replace")]
     Conflict(String),
+    #[error("{id}: {error}")]
+    Change { id: String, error: syncer_common::apis::FieldError },
     #[error("{0}")]
     Field(#[from] syncer_common::apis::FieldError),
     #[error("{id}: metadata.resourceVersion: {given:?} is not a revision")]
     Revision { id: String, given: String },
     #[error(transparent)]
-    Store(Error),
+    Store(#[from] Error),
+}
+
+impl From<get::Lookup> for Refusal {
+    fn from(lookup: get::Lookup) -> Self {
+        match lookup {
+            get::Lookup::Field(error) => Refusal::Field(error),
+            get::Lookup::Store(error) => Refusal::Store(error),
+        }
+    }
 }
 
 async fn one(store: &dyn Datastore, verb: Verb, resource: Resource) -> std::result::Result<(), Refusal> {
@@ -145,14 +163,14 @@ async fn one(store: &dyn Datastore, verb: Verb, resource: Resource) -> std::resu
     Err(Refusal::Conflict(id))
 }
 
+/// One compare-and-swap; a race with another writer comes back as the datastore's own error.
 async fn attempt(
     store: &dyn Datastore,
     verb: Verb,
     mut resource: Resource,
     id: &str,
 ) -> std::result::Result<(), Refusal> {
-    let path = resource.key_path()?;
-    let existing = store.get(&path).await.map_err(Refusal::Store)?;
+    let existing = get::stored(store, &mut resource).await?;
     let given = match resource.metadata.resource_version.as_str() {
         "" => None,
         text => {
@@ -172,57 +190,33 @@ async fn attempt(
         (Verb::Create { .. }, Some(_)) => Err(Refusal::Exists(id.into())),
         (Verb::Replace | Verb::Delete { .. }, None) => Err(Refusal::Absent(id.into())),
         (Verb::Delete { .. }, Some(existing)) => {
-            store.delete(&path, Some(existing.mod_revision)).await.map(drop).map_err(Refusal::Store)
+            store.delete(&existing.key, Some(existing.mod_revision)).await.map(drop).map_err(Refusal::Store)
         }
         (Verb::Apply | Verb::Replace, Some(existing)) => {
             // Identity outlives the change, whatever the file says.
-            if let Ok(old) = Resource::from_stored(&path, &existing.value) {
-                if resource.metadata.name == old.metadata.name {
-                    resource.set_stored_name(old.stored_name());
+            if let Ok(old) = Resource::from_stored(&existing.key, &existing.value) {
+                if let Some(error) = validate::change(&old, &resource).into_iter().next() {
+                    return Err(Refusal::Change { id: id.into(), error });
                 }
                 resource.metadata.uid = old.metadata.uid;
                 resource.metadata.creation_timestamp = old.metadata.creation_timestamp;
             }
-            fill(&mut resource);
             let value = Bytes::from(resource.to_stored());
-            store.replace(&path, value, existing.mod_revision).await.map(drop).map_err(Refusal::Store)
+            if value == existing.value {
+                // As it is already: no revision, no event for anybody.
+                return Ok(());
+            }
+            store.replace(&existing.key, value, existing.mod_revision).await.map(drop).map_err(Refusal::Store)
         }
         (Verb::Apply | Verb::Create { .. }, None) => {
             resource.metadata.uid = uuid::Uuid::new_v4().to_string();
             resource.metadata.creation_timestamp =
                 humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-            fill(&mut resource);
-            store.create(&path, Bytes::from(resource.to_stored())).await.map(drop).map_err(Refusal::Store)
+            store
+                .create(&resource.key_path()?, Bytes::from(resource.to_stored()))
+                .await
+                .map(drop)
+                .map_err(Refusal::Store)
         }
     }
-}
-
-/// What every writer of Calico's datastore fills in, so that other readers find it.
-fn fill(resource: &mut Resource) {
-    if !ApiKind::by_kind(&resource.kind).is_some_and(ApiKind::has_name_annotation) {
-        return;
-    }
-    if resource.spec.is_null() {
-        resource.spec = json!({});
-    }
-    let Some(spec) = resource.spec.as_object_mut() else { return };
-    let has = |direction: &str| {
-        spec.get(direction).and_then(Value::as_array).is_some_and(|rules| !rules.is_empty())
-    };
-    let types = match (has("ingress"), has("egress")) {
-        (_, false) => json!(["Ingress"]),
-        (false, true) => json!(["Egress"]),
-        (true, true) => json!(["Ingress", "Egress"]),
-    };
-    if spec.get("types").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-        spec.insert("types".into(), types);
-    }
-    let tier = spec
-        .get("tier")
-        .and_then(Value::as_str)
-        .filter(|tier| !tier.is_empty())
-        .unwrap_or("default")
-        .to_owned();
-    spec.insert("tier".into(), json!(tier));
-    resource.metadata.labels.insert("projectcalico.org/tier".into(), tier);
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Number, Value};
 
-use crate::apis::{FieldError, Resource};
+use crate::apis::{DEFAULT_NAMESPACE, FieldError, Resource};
 use crate::model::Update;
 use crate::processors::Processors;
 
@@ -69,11 +69,12 @@ pub struct Located {
 
 /// Reads every object of a text.
 pub fn parse_manifest(text: &str) -> Vec<Result<Resource, DocumentError>> {
-    numbered(text).into_iter().map(|result| result.map(|(_, resource)| resource)).collect()
+    numbered(text, DEFAULT_NAMESPACE).into_iter().map(|result| result.map(|(_, resource)| resource)).collect()
 }
 
-/// With the number of the document each object came from.
-pub fn numbered(text: &str) -> Vec<Result<(usize, Resource), DocumentError>> {
+/// With the number of the document each object came from. `namespace` is that of namespaced objects which
+/// name none.
+pub fn numbered(text: &str, namespace: &str) -> Vec<Result<(usize, Resource), DocumentError>> {
     let mut objects = Vec::new();
     for document in split_documents(text) {
         let number = document.number;
@@ -90,7 +91,7 @@ pub fn numbered(text: &str) -> Vec<Result<(usize, Resource), DocumentError>> {
                 Listed::One(value) => {
                     let object = name_of(&value);
                     objects.push(
-                        Resource::from_json(value)
+                        Resource::from_json_in(value, namespace)
                             .map(|resource| (number, resource))
                             .map_err(|field| error(None, object, field)),
                     );
@@ -99,7 +100,7 @@ pub fn numbered(text: &str) -> Vec<Result<(usize, Resource), DocumentError>> {
                     for (index, value) in items.into_iter().enumerate() {
                         let object = name_of(&value);
                         objects.push(
-                            Resource::from_json(value)
+                            Resource::from_json_in(value, namespace)
                                 .map(|resource| (number, resource))
                                 .map_err(|field| error(Some(index + 1), object, field)),
                         );
@@ -162,6 +163,11 @@ fn name_of(value: &Value) -> String {
 
 /// Reads a file, or every manifest below a directory.
 pub fn read_path(path: &Path) -> Vec<Result<Located, ManifestError>> {
+    read_path_in(path, DEFAULT_NAMESPACE)
+}
+
+/// The same, with another namespace for namespaced objects that name none.
+pub fn read_path_in(path: &Path, namespace: &str) -> Vec<Result<Located, ManifestError>> {
     let mut files = Vec::new();
     let mut objects = Vec::new();
     if path.is_dir() {
@@ -171,7 +177,7 @@ pub fn read_path(path: &Path) -> Vec<Result<Located, ManifestError>> {
     }
     for file in files {
         match read_text(&file) {
-            Ok(text) => objects.extend(locate(&file, &text)),
+            Ok(text) => objects.extend(locate_in(&file, &text, namespace)),
             Err(error) => objects.push(Err(error)),
         }
     }
@@ -180,7 +186,12 @@ pub fn read_path(path: &Path) -> Vec<Result<Located, ManifestError>> {
 
 /// Reads a text that came from `file`.
 pub fn locate(file: &Path, text: &str) -> Vec<Result<Located, ManifestError>> {
-    numbered(text)
+    locate_in(file, text, DEFAULT_NAMESPACE)
+}
+
+/// The same, with another namespace for namespaced objects that name none.
+pub fn locate_in(file: &Path, text: &str, namespace: &str) -> Vec<Result<Located, ManifestError>> {
+    numbered(text, namespace)
         .into_iter()
         .map(|result| {
             result

@@ -18,7 +18,7 @@ fn shown(updates: &[Update]) -> Vec<String> {
     updates
         .iter()
         .map(|update| {
-            let path = update.key.path().unwrap();
+            let path = update.key.path().expect("keys of updates have paths");
             match &update.value {
                 Ok(Value::Config(text)) => format!("{path} = {text}"),
                 Ok(Value::Ready(ready)) => format!("{path} = {ready}"),

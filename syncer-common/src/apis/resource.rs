@@ -62,8 +62,28 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// An object with nothing but its identity.
+    pub fn named(kind: &ApiKind, namespace: &str, name: &str) -> Resource {
+        let namespace = if kind.namespaced { namespace } else { "" };
+        Resource {
+            api_version: API_VERSION.to_owned(),
+            kind: kind.kind.to_owned(),
+            metadata: Metadata {
+                name: name.to_owned(),
+                namespace: namespace.to_owned(),
+                ..Metadata::default()
+            },
+            ..Resource::default()
+        }
+    }
+
     /// Checks and reads one object. Missing namespaces become `default`; `null` is the same as absent.
-    pub fn from_json(mut value: Value) -> Result<Resource> {
+    pub fn from_json(value: Value) -> Result<Resource> {
+        Self::from_json_in(value, DEFAULT_NAMESPACE)
+    }
+
+    /// The same, with another namespace for namespaced objects that name none.
+    pub fn from_json_in(mut value: Value, namespace: &str) -> Result<Resource> {
         prune_nulls(&mut value);
         if !value.is_object() {
             return Err(FieldError::new("the document", "not an object"));
@@ -87,7 +107,7 @@ impl Resource {
             .ok_or_else(|| FieldError::new("kind", format!("unknown kind {}", resource.kind)))?;
         resource.kind = kind.kind.to_owned();
         if kind.namespaced && resource.metadata.namespace.is_empty() {
-            resource.metadata.namespace = DEFAULT_NAMESPACE.to_owned();
+            resource.metadata.namespace = namespace.to_owned();
         } else if !kind.namespaced {
             resource.metadata.namespace.clear();
         }
