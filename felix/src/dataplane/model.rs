@@ -433,7 +433,7 @@ impl Model {
                 for table in [TableName::Filter, TableName::Mangle, TableName::Raw] {
                     let chains = match policy {
                         Some(policy) if table == TableName::Filter || !self.host_owners.is_empty() => {
-                            self.renderer.policy_chains_in(table, key, policy, version).into()
+                            self.renderer.policy_chains_in(table, key, policy, version)
                         }
                         _ => Vec::new(),
                     };

@@ -207,6 +207,9 @@ pub fn targets(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::super::parse::parse_save;
     use super::*;
