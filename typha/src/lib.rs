@@ -9,4 +9,9 @@
 //! `daemon.rs` wires it, `config.rs` reads the settings. Each stage has one owner; the cache is the only state
 //! that is shared, behind [`snapcache::Shared`].
 
+pub mod config;
+pub mod daemon;
+pub mod metrics;
+pub mod pipeline;
 pub mod snapcache;
+pub mod syncserver;

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 pub use cache::{Applied, Cache, Page};
-pub use encode::KindSet;
+pub use encode::{KindSet, message};
 pub use history::event_hash;
 pub use positions::{Evidence, Resume};
 

@@ -1,0 +1,235 @@
+//! typha's settings: one table gives flags, `TYPHA_*` variables, file entries, defaults and help.
+//!
+//! Names and meanings are Calico's where both have them. Read once at start; a value that cannot be used is an
+//! error that names it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use daemon::logging::Format;
+use daemon::settings::SettingsError;
+use daemon::{Endpoint, Settings, Spec, logging, spec};
+use syncer_common::backend::config::{EtcdConfig, Secret, StoreConfig};
+
+use crate::syncserver::{self, Options};
+
+pub const PREFIX: &str = "TYPHA";
+/// Read when it is there and no other file is named.
+pub const DEFAULT_FILE: &str = "/etc/calico/typha.cfg";
+
+/// Every setting.
+pub const SPECS: &[Spec] = &[
+    spec(
+        "DatastoreType",
+        "etcdv3",
+        "Where the cluster's state is: etcdv3, or directory (a folder of manifests)",
+    ),
+    spec("EtcdEndpoints", "", "etcd servers, with commas, as http://host:port or https://host:port"),
+    spec("EtcdScheme", "http", "Scheme of EtcdAddr"),
+    spec("EtcdAddr", "127.0.0.1:2379", "etcd server as host:port, if EtcdEndpoints is not set"),
+    spec("EtcdCaFile", "", "CA certificate of the etcd servers (PEM)"),
+    spec("EtcdCertFile", "", "Client certificate for etcd (PEM)"),
+    spec("EtcdKeyFile", "", "Key of the client certificate (PEM)"),
+    spec("EtcdUsername", "", "etcd user"),
+    spec(
+        "EtcdPassword",
+        "",
+        "Password of the etcd user; better in the environment or the file than as a flag",
+    ),
+    spec("Directory", "", "Folder of manifests, for DatastoreType directory"),
+    spec(
+        "AcceptHistory",
+        "",
+        "History id of a restored datastore whose deletions are to be believed (see the log)",
+    ),
+    spec("ReplicaName", "", "This replica's name in hellos and status [default: the host's name]"),
+    spec("ServerHost", "", "Address to serve agents on; empty = all addresses"),
+    spec("ServerPort", "5473", "Port to serve agents on; none = any free one"),
+    spec(
+        "Replicas",
+        "",
+        "host:port of the other replicas, with commas: agents are sent there when this one stops",
+    ),
+    spec("ServerHandshakeTimeoutSecs", "10", "How long a new stream may take to say hello"),
+    spec("ServerMinBatchingAgeThresholdSecs", "0.01", "Changes this close together are sent together"),
+    spec(
+        "ShutdownTimeoutSecs",
+        "5",
+        "On SIGTERM, how long agents have to leave before their streams are ended",
+    ),
+    spec("HealthEnabled", "true", "Serve /liveness and /readiness"),
+    spec("HealthHost", "localhost", "Address of the health port; none = all addresses"),
+    spec("HealthPort", "9098", "Health port"),
+    spec("PrometheusMetricsEnabled", "false", "Serve /metrics"),
+    spec("PrometheusMetricsHost", "", "Address of the metrics port; empty = all addresses"),
+    spec("PrometheusMetricsPort", "9093", "Metrics port; may be the health port if the hosts are equal"),
+    spec(
+        "LogSeverityScreen",
+        "info",
+        "Level (error, warn, info, debug, trace) or filter (info,typha=debug) of the log",
+    ),
+    spec("LogFormat", "text", "text, or json for one object a line"),
+];
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub store: StoreConfig,
+    /// Name of the datastore's revision space.
+    pub source: &'static str,
+    /// A history whose deletions the operator believes after a fork; empty = none.
+    pub accept_history: String,
+    pub server: Endpoint,
+    pub options: Options,
+    pub health: Option<Endpoint>,
+    pub metrics: Option<Endpoint>,
+    pub log_level: String,
+    pub log_format: Format,
+}
+
+impl Config {
+    pub fn read(settings: &Settings) -> Result<Self, SettingsError> {
+        let (store, source) = store(settings)?;
+        let port = |name: &str| settings.get::<u16>(name);
+        let endpoint = |enabled: &str, host: &str, number: &str| -> Result<Option<Endpoint>, SettingsError> {
+            let on = settings.get::<bool>(enabled)?;
+            Ok(on.then_some(Endpoint::new(settings.get::<String>(host)?, port(number)?)))
+        };
+        let replica = match settings.get::<String>("ReplicaName")? {
+            name if name.is_empty() => host_name(),
+            name => name,
+        };
+        let format: String = settings.get("LogFormat")?;
+        Ok(Config {
+            store,
+            source,
+            accept_history: settings.get("AcceptHistory")?,
+            server: Endpoint::new(settings.get::<String>("ServerHost")?, port("ServerPort")?),
+            options: Options {
+                replica,
+                software: syncserver::software(),
+                peers: settings.get("Replicas")?,
+                handshake_timeout: positive(settings, "ServerHandshakeTimeoutSecs")?,
+                coalesce: settings.get("ServerMinBatchingAgeThresholdSecs")?,
+                drain: settings.get("ShutdownTimeoutSecs")?,
+                ..Options::default()
+            },
+            health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
+            metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
+            log_level: settings.get("LogSeverityScreen")?,
+            log_format: logging::format(&format).map_err(|error| settings.refuse("LogFormat", error))?,
+        })
+    }
+}
+
+fn positive(settings: &Settings, name: &str) -> Result<Duration, SettingsError> {
+    match settings.get::<Duration>(name)? {
+        Duration::ZERO => Err(settings.refuse(name, "has to be more than 0 seconds")),
+        duration => Ok(duration),
+    }
+}
+
+fn store(settings: &Settings) -> Result<(StoreConfig, &'static str), SettingsError> {
+    let kind: String = settings.get("DatastoreType")?;
+    match kind.to_ascii_lowercase().as_str() {
+        "etcdv3" | "etcd" => Ok((StoreConfig::Etcd(etcd(settings)?), "etcd")),
+        "directory" => match settings.get::<Option<PathBuf>>("Directory")? {
+            Some(path) => Ok((StoreConfig::directory(path), "directory")),
+            None => Err(settings.refuse("Directory", "is needed with DatastoreType directory")),
+        },
+        "kubernetes" => {
+            Err(settings.refuse("DatastoreType", "kubernetes is not available yet: use etcdv3 or directory"))
+        }
+        other => {
+            Err(settings.refuse("DatastoreType", format!("{other:?} is not known: use etcdv3 or directory")))
+        }
+    }
+}
+
+fn etcd(settings: &Settings) -> Result<EtcdConfig, SettingsError> {
+    let mut endpoints: Vec<String> = settings.get("EtcdEndpoints")?;
+    if endpoints.is_empty() {
+        let (scheme, address): (String, String) = (settings.get("EtcdScheme")?, settings.get("EtcdAddr")?);
+        endpoints = vec![format!("{scheme}://{address}")];
+    }
+    let config = EtcdConfig {
+        endpoints,
+        ca_file: settings.get("EtcdCaFile")?,
+        cert_file: settings.get("EtcdCertFile")?,
+        key_file: settings.get("EtcdKeyFile")?,
+        username: settings.get("EtcdUsername")?,
+        password: settings.get::<Option<String>>("EtcdPassword")?.map(Secret::new),
+    };
+    for (one, other, name) in [
+        (config.cert_file.is_some(), config.key_file.is_some(), "EtcdCertFile"),
+        (config.username.is_some(), config.password.is_some(), "EtcdUsername"),
+    ] {
+        if one != other {
+            let both = if name == "EtcdCertFile" { "EtcdKeyFile" } else { "EtcdPassword" };
+            return Err(settings.refuse(name, format!("goes together with {both}: set both or neither")));
+        }
+    }
+    Ok(config)
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "typha".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let settings = Settings::new(PREFIX, SPECS).with_environment(variables);
+        Config::read(&settings).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_that_operators_know() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.store, StoreConfig::etcd(["http://127.0.0.1:2379"]));
+        assert_eq!(config.server, Endpoint::new("", 5473));
+        assert_eq!(config.health, Some(Endpoint::new("localhost", 9098)));
+        assert_eq!(config.metrics, None);
+        assert_eq!(config.options.coalesce, Duration::from_millis(10));
+        assert!(!config.options.replica.is_empty());
+    }
+
+    #[test]
+    fn directory_and_etcd_are_chosen_by_type() {
+        let config = read(&[("TYPHA_DATASTORETYPE", "directory"), ("TYPHA_DIRECTORY", "/store")]).unwrap();
+        assert_eq!((config.store, config.source), (StoreConfig::directory("/store"), "directory"));
+        let config = read(&[("TYPHA_ETCDENDPOINTS", "http://a:1,http://b:2")]).unwrap();
+        assert_eq!((config.store, config.source), (StoreConfig::etcd(["http://a:1", "http://b:2"]), "etcd"));
+    }
+
+    #[test]
+    fn impossible_settings_are_refused_by_name() {
+        for (variables, says) in [
+            (&[("TYPHA_DATASTORETYPE", "directory")][..], "Directory (not set): is needed"),
+            (
+                &[("TYPHA_DATASTORETYPE", "kubernetes")][..],
+                "TYPHA_DATASTORETYPE: kubernetes is not available yet",
+            ),
+            (&[("TYPHA_DATASTORETYPE", "consul")][..], "TYPHA_DATASTORETYPE: \"consul\" is not known"),
+            (&[("TYPHA_SERVERPORT", "x")][..], "TYPHA_SERVERPORT: \"x\" is not a number"),
+            (&[("TYPHA_ETCDCERTFILE", "c")][..], "TYPHA_ETCDCERTFILE: goes together with EtcdKeyFile"),
+            (&[("TYPHA_SERVERHANDSHAKETIMEOUTSECS", "0")][..], "more than 0 seconds"),
+            (&[("TYPHA_LOGFORMAT", "xml")][..], "TYPHA_LOGFORMAT"),
+        ] {
+            let error = read(variables).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn password_is_never_printed() {
+        let config = read(&[("TYPHA_ETCDUSERNAME", "u"), ("TYPHA_ETCDPASSWORD", "hunter2")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,164 @@
+//! typha's metrics: names, descriptions and handles. Names are Calico's where the meaning is equal.
+//!
+//! Handles are taken once, after the recorder is installed; every series exists from the start, at zero.
+
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
+use proto::sync::ResumeVerdict;
+
+const CONNECTIONS_ACCEPTED: &str = "typha_connections_accepted";
+const CONNECTIONS_DROPPED: &str = "typha_connections_dropped";
+const CONNECTIONS_ACTIVE: &str = "typha_connections_active";
+const CONNECTIONS_STREAMING: &str = "typha_connections_streaming";
+const HELLOS_REFUSED: &str = "typha_hellos_refused_total";
+const SNAPSHOTS_GENERATED: &str = "typha_snapshots_generated";
+const RESUMES: &str = "typha_resumes_total";
+const UPDATES_TOTAL: &str = "typha_updates_total";
+const UPDATES_SKIPPED: &str = "typha_updates_skipped";
+const UPDATES_INVALID: &str = "typha_updates_invalid_total";
+const CACHE_SIZE: &str = "typha_cache_size";
+const TOMBSTONES: &str = "typha_cache_tombstones";
+const SEQ: &str = "typha_breadcrumb_seq_number";
+const REVISION: &str = "typha_datastore_revision";
+const AGE: &str = "typha_data_age_seconds";
+const CONNECTED: &str = "typha_datastore_connected";
+const RELISTS: &str = "typha_datastore_listings_total";
+const KVS_PER_MESSAGE: &str = "typha_kvs_per_msg";
+const SENT_BYTES: &str = "typha_sent_bytes_total";
+const SNAPSHOT_SEND: &str = "typha_client_snapshot_send_secs";
+const REPORTS: &str = "typha_reports_total";
+
+#[derive(Clone)]
+pub struct Metrics {
+    pub connections_accepted: Counter,
+    pub connections_dropped: Counter,
+    pub connections_active: Gauge,
+    pub connections_streaming: Gauge,
+    pub hellos_refused: Counter,
+    pub snapshots: Counter,
+    pub resumed_snapshot: Counter,
+    pub resumed_delta: Counter,
+    pub resumed_behind: Counter,
+    pub updates: Counter,
+    pub updates_skipped: Counter,
+    pub updates_invalid: Counter,
+    pub cache_size: Gauge,
+    pub tombstones: Gauge,
+    pub seq: Gauge,
+    pub revision: Gauge,
+    pub age: Gauge,
+    pub datastore_connected: Gauge,
+    pub listings: Counter,
+    pub kvs_per_message: Histogram,
+    pub sent_bytes: Counter,
+    pub snapshot_send: Histogram,
+    pub reports: Counter,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        describe();
+        let metrics = Metrics {
+            connections_accepted: counter!(CONNECTIONS_ACCEPTED),
+            connections_dropped: counter!(CONNECTIONS_DROPPED),
+            connections_active: gauge!(CONNECTIONS_ACTIVE),
+            connections_streaming: gauge!(CONNECTIONS_STREAMING),
+            hellos_refused: counter!(HELLOS_REFUSED),
+            snapshots: counter!(SNAPSHOTS_GENERATED),
+            resumed_snapshot: counter!(RESUMES, "verdict" => "snapshot"),
+            resumed_delta: counter!(RESUMES, "verdict" => "delta"),
+            resumed_behind: counter!(RESUMES, "verdict" => "behind"),
+            updates: counter!(UPDATES_TOTAL),
+            updates_skipped: counter!(UPDATES_SKIPPED),
+            updates_invalid: counter!(UPDATES_INVALID),
+            cache_size: gauge!(CACHE_SIZE),
+            tombstones: gauge!(TOMBSTONES),
+            seq: gauge!(SEQ),
+            revision: gauge!(REVISION),
+            age: gauge!(AGE),
+            datastore_connected: gauge!(CONNECTED),
+            listings: counter!(RELISTS),
+            kvs_per_message: histogram!(KVS_PER_MESSAGE),
+            sent_bytes: counter!(SENT_BYTES),
+            snapshot_send: histogram!(SNAPSHOT_SEND),
+            reports: counter!(REPORTS),
+        };
+        metrics.zero();
+        metrics
+    }
+
+    fn zero(&self) {
+        for counter in [
+            &self.connections_accepted,
+            &self.connections_dropped,
+            &self.hellos_refused,
+            &self.snapshots,
+            &self.resumed_snapshot,
+            &self.resumed_delta,
+            &self.resumed_behind,
+            &self.updates,
+            &self.updates_skipped,
+            &self.updates_invalid,
+            &self.listings,
+            &self.sent_bytes,
+            &self.reports,
+        ] {
+            counter.increment(0);
+        }
+        for gauge in [
+            &self.connections_active,
+            &self.connections_streaming,
+            &self.cache_size,
+            &self.tombstones,
+            &self.seq,
+            &self.revision,
+            &self.age,
+            &self.datastore_connected,
+        ] {
+            gauge.set(0.0);
+        }
+    }
+
+    pub(crate) fn resumed(&self, verdict: ResumeVerdict) -> &Counter {
+        match verdict {
+            ResumeVerdict::ResumeDelta => &self.resumed_delta,
+            ResumeVerdict::ResumeBehind => &self.resumed_behind,
+            _ => &self.resumed_snapshot,
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+fn describe() {
+    describe_counter!(CONNECTIONS_ACCEPTED, "Streams whose hello was accepted.");
+    describe_counter!(CONNECTIONS_DROPPED, "Streams that were asked to go elsewhere.");
+    describe_gauge!(CONNECTIONS_ACTIVE, "Streams open, hello seen or not.");
+    describe_gauge!(CONNECTIONS_STREAMING, "Streams past their first cut.");
+    describe_counter!(
+        HELLOS_REFUSED,
+        "Streams refused: no hello in time, another first message, another version."
+    );
+    describe_counter!(SNAPSHOTS_GENERATED, "Snapshots sent completely.");
+    describe_counter!(RESUMES, "Verdicts on the tokens that clients offered.");
+    describe_counter!(UPDATES_TOTAL, "Entries that changed in the cache.");
+    describe_counter!(UPDATES_SKIPPED, "Updates that changed nothing agents read.");
+    describe_counter!(UPDATES_INVALID, "Datastore values refused.");
+    describe_gauge!(CACHE_SIZE, "Live entries.");
+    describe_gauge!(TOMBSTONES, "Deletions remembered for clients that have not seen them.");
+    describe_gauge!(SEQ, "Position of the newest entry.");
+    describe_gauge!(REVISION, "Datastore revision up to which the cache is complete.");
+    describe_gauge!(AGE, "How old the data can be; -1 while it was never proven.");
+    describe_gauge!(CONNECTED, "1 while the datastore answers.");
+    describe_counter!(RELISTS, "Listings of the datastore, the first included.");
+    describe_histogram!(KVS_PER_MESSAGE, "Entries per message.");
+    describe_counter!(SENT_BYTES, "Bytes of messages handed to streams.");
+    describe_histogram!(SNAPSHOT_SEND, "Seconds from the hello to the first cut of a snapshot.");
+    describe_counter!(REPORTS, "Status reports received from agents.");
+}

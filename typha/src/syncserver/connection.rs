@@ -1,0 +1,443 @@
+//! One stream: a cursor over the cache.
+//!
+//! `next` yields the next message and is called only when the socket can take one, so a slow client's stream
+//! stands still, at no cost, and is then given the latest value of what changed meanwhile.
+//!
+//! Order on the wire: hello; for a snapshot, batches until the cursor has reached the head, `SnapshotEnd`;
+//! then the status of the kinds and a cut; from there batches, each run of them ended by a cut. Before the
+//! cache is in sync there is a status RESYNC, heartbeats and nothing else: no entry, no deletion, no end of a
+//! snapshot.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use proto::sync::{
+    self, ClientHello, ClientMessage, ResumeVerdict, SyncState, client_message, server_message,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use super::registry::Client;
+use super::{Context, hello};
+use crate::snapcache::{Evidence, KindSet, Progress, Resume, message};
+
+/// What a client is told that has to wait for the datastore.
+const NOT_IN_SYNC: &str = "this replica has not caught up with the datastore yet";
+const FORKED: &str = "FORKED: the datastore's history is not the one that was followed; deletions are held until \
+                      an operator sets AcceptHistory";
+
+pub(super) struct Connection {
+    context: Arc<Context>,
+    inbound: Streaming<ClientMessage>,
+    /// The client may still send.
+    listening: bool,
+    address: Option<SocketAddr>,
+    queue: VecDeque<Bytes>,
+    progress: watch::Receiver<Progress>,
+    heartbeat: watch::Receiver<Bytes>,
+    registered: Option<Registered>,
+    phase: Phase,
+}
+
+enum Phase {
+    Hello,
+    /// The hello is answered; the snapshot begins when the cache is in sync.
+    NotInSync {
+        kinds: KindSet,
+        since: Instant,
+    },
+    Streaming(Cursor),
+    Closed,
+}
+
+struct Cursor {
+    kinds: KindSet,
+    seq: u64,
+    /// Position of the last cut; none before the first.
+    cut: Option<u64>,
+    snapshot: Option<Snapshot>,
+    since: Instant,
+    last_sent: Option<Instant>,
+    going_away: bool,
+    told_forked: bool,
+}
+
+struct Snapshot {
+    sweep: bool,
+    /// Tombstones up to here were there before the client came.
+    skip_tombstones: u64,
+}
+
+/// In the registry for as long as the stream lives.
+struct Registered {
+    context: Arc<Context>,
+    client: Arc<Client>,
+    id: u64,
+    streaming: bool,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.context.registry.remove(self.id);
+        if self.streaming {
+            self.context.metrics.connections_streaming.decrement(1.0);
+        }
+        tracing::info!(
+            node = self.client.node,
+            agent = self.client.agent,
+            sent = self.client.sent(),
+            acked = self.client.acked(),
+            "agent left"
+        );
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.context.metrics.connections_active.decrement(1.0);
+    }
+}
+
+impl Connection {
+    pub fn new(
+        context: Arc<Context>,
+        inbound: Streaming<ClientMessage>,
+        address: Option<SocketAddr>,
+    ) -> Self {
+        context.metrics.connections_active.increment(1.0);
+        let progress = context.cache.progress();
+        let mut heartbeat = context.heartbeat.subscribe();
+        heartbeat.mark_unchanged();
+        Connection {
+            context,
+            inbound,
+            listening: true,
+            address,
+            queue: VecDeque::new(),
+            progress,
+            heartbeat,
+            registered: None,
+            phase: Phase::Hello,
+        }
+    }
+
+    /// The next message; nothing at the end of the stream.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        loop {
+            if let Some(bytes) = self.queue.pop_front() {
+                self.context.metrics.sent_bytes.increment(bytes.len() as u64);
+                return Ok(Some(bytes));
+            }
+            match &mut self.phase {
+                Phase::Hello => self.greet().await?,
+                Phase::NotInSync { .. } => self.await_sync().await?,
+                Phase::Streaming(_) => self.step().await?,
+                Phase::Closed => return Ok(None),
+            }
+        }
+    }
+
+    // === hello ===
+
+    async fn greet(&mut self) -> Result<(), Status> {
+        let since = Instant::now();
+        let limit = self.context.options.handshake_timeout;
+        let first = match tokio::time::timeout(limit, self.inbound.message()).await {
+            Ok(first) => first,
+            Err(_) => Err(Status::deadline_exceeded(format!("no hello within {} s", limit.as_secs_f64()))),
+        };
+        let hello = match first.and_then(|first| hello::read(first, &self.context.options.software)) {
+            Ok(hello) => hello,
+            Err(status) => {
+                self.context.metrics.hellos_refused.increment(1);
+                tracing::warn!(address = ?self.address, reason = status.message(), "stream refused");
+                return Err(status);
+            }
+        };
+        let kinds = hello::kinds(&hello);
+        self.register(&hello, kinds);
+        let verdict = self.verdict(&hello, kinds).await;
+        match verdict {
+            None => {
+                tracing::info!(
+                    node = hello.node,
+                    agent = hello.agent,
+                    "agent connected, waiting for the datastore"
+                );
+                self.queue.push_back(hello::answer(&self.context, kinds, ResumeVerdict::ResumeSnapshot));
+                self.status(SyncState::SyncResync, kinds, NOT_IN_SYNC);
+                self.phase = Phase::NotInSync { kinds, since };
+            }
+            Some(resume) => {
+                let verdict = resume.verdict();
+                self.context.metrics.resumed(verdict).increment(1);
+                let answered = verdict.as_str_name();
+                tracing::info!(node = hello.node, agent = hello.agent, verdict = answered, "agent connected");
+                self.queue.push_back(hello::answer(&self.context, kinds, verdict));
+                self.begin(resume, kinds, since);
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, hello: &ClientHello, kinds: KindSet) {
+        let client = Arc::new(Client::new(hello, self.address, kinds));
+        let id = self.context.registry.add(client.clone());
+        self.context.metrics.connections_accepted.increment(1);
+        self.registered = Some(Registered { context: self.context.clone(), client, id, streaming: false });
+    }
+
+    /// Decides on the client's token, waiting a while if this replica has seen less than the client. Nothing:
+    /// not in sync, and the client has no state that waiting elsewhere could serve better.
+    async fn verdict(&mut self, hello: &ClientHello, kinds: KindSet) -> Option<Resume> {
+        let asked = std::time::Instant::now();
+        let deadline = Instant::now() + self.context.options.behind_wait;
+        loop {
+            self.progress.mark_unchanged();
+            let resume = {
+                let cache = self.context.cache.read();
+                if cache.in_sync() {
+                    // Only a read that began after the client spoke says what the datastore has now.
+                    let evidence = match cache.newest_proof() {
+                        Some((revision, started)) if started >= asked => Evidence::Newest(revision),
+                        _ => Evidence::None,
+                    };
+                    cache.resume(hello.resume.as_ref(), kinds, evidence)
+                } else if hello.resume.is_none() {
+                    return None;
+                } else {
+                    Resume::Behind
+                }
+            };
+            if resume != Resume::Behind {
+                return Some(resume);
+            }
+            tokio::select! {
+                changed = self.progress.changed() => if changed.is_err() {
+                    return Some(Resume::Behind);
+                },
+                () = tokio::time::sleep_until(deadline) => return Some(Resume::Behind),
+                () = self.context.drain.cancelled() => return Some(Resume::Behind),
+            }
+        }
+    }
+
+    fn begin(&mut self, resume: Resume, kinds: KindSet, since: Instant) {
+        let (seq, snapshot) = match resume {
+            Resume::Behind => {
+                self.status(
+                    SyncState::SyncResync,
+                    kinds,
+                    "this replica has seen less of the datastore than you have",
+                );
+                self.phase = Phase::Closed;
+                return;
+            }
+            Resume::Delta { after } => (after, None),
+            Resume::Snapshot { sweep } => {
+                if !sweep {
+                    self.status(SyncState::SyncResync, kinds, FORKED);
+                }
+                let skip_tombstones = self.context.cache.read().head();
+                (0, Some(Snapshot { sweep, skip_tombstones }))
+            }
+        };
+        let cursor = Cursor {
+            kinds,
+            seq,
+            cut: None,
+            snapshot,
+            since,
+            last_sent: None,
+            going_away: false,
+            told_forked: false,
+        };
+        self.phase = Phase::Streaming(cursor);
+    }
+
+    async fn await_sync(&mut self) -> Result<(), Status> {
+        let Phase::NotInSync { kinds, since } = self.phase else { return Ok(()) };
+        let resume = {
+            let cache = self.context.cache.read();
+            cache.in_sync().then(|| cache.resume(None, kinds, Evidence::None))
+        };
+        if let Some(resume) = resume {
+            self.context.metrics.resumed(resume.verdict()).increment(1);
+            self.begin(resume, kinds, since);
+            return Ok(());
+        }
+        tokio::select! {
+            _ = self.progress.changed() => {}
+            _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
+            message = self.inbound.message(), if self.listening => self.on_message(message?)?,
+            () = self.context.drain.cancelled() => self.go_away(),
+        }
+        if self.context.drain.is_cancelled() {
+            self.phase = Phase::Closed;
+        }
+        Ok(())
+    }
+
+    // === streaming ===
+
+    /// Queues the next message, or waits for a reason to.
+    async fn step(&mut self) -> Result<(), Status> {
+        let Phase::Streaming(cursor) = &mut self.phase else { return Ok(()) };
+        let progress = *self.progress.borrow_and_update();
+        if progress.forked && !cursor.told_forked {
+            cursor.told_forked = true;
+            let kinds = cursor.kinds;
+            self.status(SyncState::SyncInSync, kinds, FORKED);
+            return Ok(());
+        }
+        let due = (cursor.seq < progress.seq || cursor.cut.is_none()).then(|| match cursor.last_sent {
+            // Caught up a moment ago: let what comes together go together.
+            Some(sent) if cursor.cut == Some(cursor.seq) => sent + self.context.options.coalesce,
+            _ => Instant::now(),
+        });
+        if due.is_some_and(|due| due <= Instant::now()) {
+            return self.advance();
+        }
+        let going_away = cursor.going_away;
+        let later = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        tokio::select! {
+            () = self.context.closed.cancelled() => self.phase = Phase::Closed,
+            () = self.context.drain.cancelled(), if !going_away => self.go_away(),
+            message = self.inbound.message(), if self.listening => self.on_message(message?)?,
+            changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok()),
+            changed = self.progress.changed(), if due.is_none() => if changed.is_err() {
+                self.phase = Phase::Closed;
+            },
+            () = tokio::time::sleep_until(later) => {}
+        }
+        Ok(())
+    }
+
+    /// Sends what follows the cursor, and a cut once it has reached the head.
+    fn advance(&mut self) -> Result<(), Status> {
+        // A stream that always has something to send has to hear its client as well.
+        while self.listening
+            && let Some(message) = self.inbound.message().now_or_never()
+        {
+            self.on_message(message?)?;
+        }
+        let Phase::Streaming(cursor) = &mut self.phase else { return Ok(()) };
+        let context = &self.context;
+        let page = match &cursor.snapshot {
+            Some(snapshot) => {
+                context.cache.read().entries_after(cursor.seq, cursor.kinds, snapshot.skip_tombstones)
+            }
+            None => context.cache.page(cursor.seq, cursor.kinds),
+        };
+        let complete = page.complete();
+        cursor.seq = page.seq;
+        cursor.last_sent = Some(Instant::now());
+        let sent = page.message.is_some();
+        if let Some(bytes) = page.message {
+            context.metrics.kvs_per_message.record(page.entries as f64);
+            self.queue.push_back(bytes);
+        }
+        if !complete {
+            return Ok(());
+        }
+        if let Some(snapshot) = cursor.snapshot.take() {
+            let kinds = if snapshot.sweep { cursor.kinds.names() } else { Vec::new() };
+            self.queue.push_back(message(server_message::Message::SnapshotEnd(sync::SnapshotEnd { kinds })));
+            context.metrics.snapshots.increment(1);
+            context.metrics.snapshot_send.record(cursor.since.elapsed().as_secs_f64());
+        }
+        if sent || cursor.cut.is_none() {
+            self.cut();
+        }
+        Ok(())
+    }
+
+    /// Queues a cut if the cursor is still at the head.
+    fn cut(&mut self) {
+        let Phase::Streaming(cursor) = &mut self.phase else { return };
+        let Some(cut) = self.context.cache.cut(cursor.seq, cursor.kinds) else { return };
+        let first = cursor.cut.replace(cursor.seq).is_none();
+        let (seq, kinds) = (cursor.seq, cursor.kinds);
+        if let Some(registered) = &mut self.registered {
+            registered.client.on_sent(seq);
+            if first {
+                registered.streaming = true;
+                self.context.metrics.connections_streaming.increment(1.0);
+            }
+        }
+        if first {
+            self.status(SyncState::SyncInSync, kinds, "");
+        }
+        self.queue.push_back(cut);
+    }
+
+    fn on_heartbeat(&mut self, beats: bool) {
+        if !beats {
+            self.phase = Phase::Closed;
+            return;
+        }
+        let Phase::Streaming(cursor) = &self.phase else { return };
+        // What changed since the last cut was of other kinds; the client's token is to keep up all the same.
+        if cursor.cut.is_some_and(|cut| cut != cursor.seq) {
+            self.cut();
+        }
+        self.queue.push_back(self.heartbeat.borrow_and_update().clone());
+    }
+
+    fn go_away(&mut self) {
+        if let Phase::Streaming(cursor) = &mut self.phase {
+            cursor.going_away = true;
+        }
+        self.context.metrics.connections_dropped.increment(1);
+        let servers = self.context.options.peers.clone();
+        let go_away = sync::GoAway { reason: "draining".into(), servers, not_before_millis: 0 };
+        self.queue.push_back(message(server_message::Message::GoAway(go_away)));
+    }
+
+    fn on_message(&mut self, received: Option<ClientMessage>) -> Result<(), Status> {
+        let Some(received) = received else {
+            // It has nothing more to say, but may go on listening: tools do.
+            self.listening = false;
+            return Ok(());
+        };
+        let Some(registered) = &self.registered else { return Ok(()) };
+        let client = &registered.client;
+        client.on_heard();
+        match received.message {
+            Some(client_message::Message::Ack(ack)) => {
+                if ack.epoch == self.context.cache.read().epoch() {
+                    client.on_ack(ack.seq);
+                }
+            }
+            // Counted and logged; writing reports to the datastore is not part of this server yet.
+            Some(client_message::Message::Report(report)) => {
+                self.context.metrics.reports.increment(1);
+                tracing::debug!(node = client.node, agent = client.agent, ?report, "report received");
+            }
+            Some(client_message::Message::Digest(_)) => {
+                tracing::debug!(
+                    node = client.node,
+                    agent = client.agent,
+                    "digest answer to no question, ignored"
+                );
+            }
+            Some(client_message::Message::Hello(_)) => {
+                return Err(Status::invalid_argument("a stream has one hello, and this one has had it"));
+            }
+            // A later protocol version's message.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, state: SyncState, kinds: KindSet, detail: &str) {
+        let status =
+            sync::KindStatus { state: state as i32, kinds: kinds.names(), detail: detail.to_owned() };
+        self.queue.push_back(message(server_message::Message::Status(status)));
+    }
+}

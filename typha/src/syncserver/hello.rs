@@ -1,0 +1,95 @@
+//! Reading a client's hello, and answering it.
+
+use proto::sync::{self, ClientHello, ClientMessage, ResumeVerdict, client_message, server_message};
+use syncer_common::model::Kind;
+use tonic::Status;
+
+use super::Context;
+use crate::snapcache::{KindSet, message};
+
+/// Versions N-2 to N+2 talk to each other.
+const VERSIONS: u32 = 2;
+
+/// The hello, or why the stream is refused.
+pub(super) fn read(first: Option<ClientMessage>, software: &str) -> Result<ClientHello, Status> {
+    let Some(client_message::Message::Hello(hello)) = first.and_then(|first| first.message) else {
+        return Err(Status::invalid_argument("the first message of a stream has to be a hello"));
+    };
+    let oldest = proto::VERSION.saturating_sub(VERSIONS).max(1);
+    let newest = proto::VERSION + VERSIONS;
+    if !(oldest..=newest).contains(&hello.version) {
+        return Err(Status::failed_precondition(format!(
+            "protocol version {} of {:?} cannot be served: {software} speaks {} and talks to {oldest} to {newest}; \
+             upgrade the older of the two",
+            hello.version,
+            hello.software,
+            proto::VERSION,
+        )));
+    }
+    if hello.node.is_empty() || hello.agent.is_empty() {
+        return Err(Status::invalid_argument("a hello has to name the node and the agent"));
+    }
+    Ok(hello)
+}
+
+/// The kinds to send: those asked for as far as they are known here, else what the agent's name stands for.
+pub(super) fn kinds(hello: &ClientHello) -> KindSet {
+    if hello.kinds.is_empty() {
+        return Kind::for_agent(&hello.agent).iter().copied().collect();
+    }
+    hello.kinds.iter().filter_map(|name| Kind::from_name(name)).collect()
+}
+
+pub(super) fn answer(context: &Context, kinds: KindSet, verdict: ResumeVerdict) -> bytes::Bytes {
+    let (history, epoch) = {
+        let cache = context.cache.read();
+        (cache.history().to_owned(), cache.epoch().to_owned())
+    };
+    message(server_message::Message::Hello(sync::ServerHello {
+        version: proto::VERSION,
+        software: context.options.software.clone(),
+        replica: context.options.replica.clone(),
+        history,
+        epoch,
+        // None are defined yet; what a client offers beyond them is not in force.
+        features: Vec::new(),
+        // Scope NODE is not served yet: the client is told so, and gets everything.
+        scope: sync::Scope::All as i32,
+        verdict: verdict as i32,
+        kinds: kinds.names(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(version: u32) -> Option<ClientMessage> {
+        let hello = ClientHello { version, node: "n1".into(), agent: "felix".into(), ..Default::default() };
+        Some(ClientMessage { message: Some(client_message::Message::Hello(hello)) })
+    }
+
+    #[test]
+    fn neighbouring_versions_are_served_and_others_told_why_not() {
+        for version in proto::VERSION..=proto::VERSION + 2 {
+            assert!(read(hello(version), "bulrush-typha 0").is_ok());
+        }
+        for version in [0, proto::VERSION + 3] {
+            let status = read(hello(version), "bulrush-typha 0").unwrap_err();
+            assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+            assert!(status.message().contains(&format!("version {version} ")), "{status}");
+        }
+    }
+
+    #[test]
+    fn unknown_agent_gets_every_kind_and_unknown_kinds_are_left_out() {
+        let hello = |agent: &str, kinds: &[&str]| ClientHello {
+            agent: agent.into(),
+            kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            ..Default::default()
+        };
+        assert_eq!(kinds(&hello("flowviewer", &[])), KindSet::all());
+        assert_eq!(kinds(&hello("confd", &[])), Kind::CONFD.into_iter().collect());
+        assert_eq!(kinds(&hello("x", &["Node", "Hologram"])).names(), ["Node"]);
+    }
+}

@@ -1,0 +1,247 @@
+//! The server: one gRPC port for agents (Sync), operators and other replicas (Admin), health and reflection.
+//!
+//! ```text
+//! Server::run ── accepts, until asked to drain                      (this file)
+//!   ├─ service.rs     one Connection per stream, polled when its socket can take more
+//!   │    connection.rs   hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
+//!   ├─ heartbeat      every 2 s, encoded once, a watch channel to all streams
+//!   └─ admin.rs       Status, Load, Wait, from the registry of streams (registry.rs)
+//! ```
+//!
+//! A stream is a cursor that is polled, not a task that is fed: while its client is slow it is not polled and
+//! holds nothing but its position. Nothing is queued for anybody.
+
+mod admin;
+mod connection;
+mod hello;
+mod registry;
+mod service;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use daemon::{CancellationToken, Endpoint};
+use proto::sync::{self, server_message};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::metrics::Metrics;
+use crate::pipeline::Intake;
+use crate::snapcache::{Shared, message};
+use registry::Registry;
+
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Pings on quiet connections find peers that went without a word.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const STREAMS_PER_CONNECTION: u32 = 4;
+const FRAME_BYTES: u32 = 64 << 10;
+/// Streams that ignored the go-away have been ended; this long for their connections to close.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// How the server behaves; the defaults are those of the settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This replica's name.
+    pub replica: String,
+    pub software: String,
+    /// Other replicas, to send clients to when draining.
+    pub peers: Vec<String>,
+    /// For a client's hello.
+    pub handshake_timeout: Duration,
+    /// How long a client that has seen more than this replica is kept waiting.
+    pub behind_wait: Duration,
+    /// Changes that come within this time of the last message share the next one.
+    pub coalesce: Duration,
+    /// From the go-away to the end of the remaining streams.
+    pub drain: Duration,
+    pub heartbeat: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            replica: "typha".into(),
+            software: software(),
+            peers: Vec::new(),
+            handshake_timeout: Duration::from_secs(10),
+            behind_wait: Duration::from_secs(5),
+            coalesce: Duration::from_millis(10),
+            drain: Duration::from_secs(5),
+            heartbeat: HEARTBEAT,
+        }
+    }
+}
+
+/// Name and version, as hellos carry it.
+pub fn software() -> String {
+    concat!("bulrush-typha ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// What every stream and every question needs.
+struct Context {
+    cache: Arc<Shared>,
+    intake: Arc<Intake>,
+    metrics: Metrics,
+    options: Options,
+    registry: Registry,
+    heartbeat: watch::Sender<Bytes>,
+    /// Clients are asked to leave.
+    drain: CancellationToken,
+    /// Streams end.
+    closed: CancellationToken,
+    started: Instant,
+}
+
+impl Context {
+    fn freshness(&self) -> sync::FreshnessReply {
+        let cache = self.cache.read();
+        sync::FreshnessReply {
+            replica: self.options.replica.clone(),
+            history: cache.history().to_owned(),
+            in_sync: cache.in_sync(),
+            age_millis: cache.age(Instant::now()).map(millis),
+            sources: cache.sources(),
+        }
+    }
+
+    fn heartbeat(&self) -> Bytes {
+        let cache = self.cache.read();
+        let heartbeat = sync::Heartbeat {
+            age_millis: cache.age(Instant::now()).map(millis),
+            uptime_millis: millis(self.started.elapsed()),
+            sources: cache.sources(),
+            seq: cache.head(),
+        };
+        message(server_message::Message::Heartbeat(heartbeat))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub struct Server {
+    context: Arc<Context>,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Listens; clients are accepted when `run` is called.
+    pub async fn bind(
+        endpoint: &Endpoint,
+        cache: Arc<Shared>,
+        intake: Arc<Intake>,
+        metrics: Metrics,
+        options: Options,
+    ) -> anyhow::Result<Self> {
+        let listener = endpoint.bind("agents").await?;
+        let address = listener.local_addr().context("reading the address of the sync port")?;
+        let context = Context {
+            cache,
+            intake,
+            metrics,
+            options,
+            registry: Registry::default(),
+            heartbeat: watch::Sender::new(Bytes::new()),
+            drain: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            started: Instant::now(),
+        };
+        Ok(Server { context: Arc::new(context), listener, address })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until cancelled, then drains: no new connections, a go-away to every stream, and the end of the
+    /// remaining ones when the drain time is over.
+    pub async fn run(self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let context = self.context;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let health = HealthReporter::new();
+        let sync = service::SyncService::new(context.clone());
+        let admin = proto::admin::admin_server::AdminServer::new(admin::AdminService::new(context.clone()));
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let stop_accepting = context.drain.clone();
+        let serving = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .max_frame_size(FRAME_BYTES)
+            .add_service(sync)
+            .add_service(admin)
+            .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
+            .add_service(reflection().build_v1().context("building the reflection service")?)
+            .add_service(reflection().build_v1alpha().context("building the reflection service")?)
+            .serve_with_incoming_shutdown(incoming, async move { stop_accepting.cancelled().await });
+        tracing::info!(address = %self.address, replica = context.options.replica, "serving agents");
+        tokio::select! {
+            served = serving => served.context("serving agents"),
+            () = beat(&context) => Ok(()),
+            () = tell_health(&context, &health) => Ok(()),
+            () = drain(&context, cancel) => Ok(()),
+        }
+    }
+}
+
+/// Makes the heartbeat that all streams share. Does not return.
+async fn beat(context: &Context) {
+    let mut ticks = tokio::time::interval(context.options.heartbeat);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        context.heartbeat.send_replace(context.heartbeat());
+    }
+}
+
+/// Keeps gRPC health in step with what this replica can do. Does not return.
+async fn tell_health(context: &Context, health: &HealthReporter) {
+    let mut progress = context.cache.progress();
+    let mut told = None;
+    loop {
+        let serving = progress.borrow_and_update().in_sync && !context.drain.is_cancelled();
+        if told != Some(serving) {
+            told = Some(serving);
+            let status = if serving {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
+            for service in ["", service::NAME] {
+                health.set_service_status(service, status).await;
+            }
+        }
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
+            () = context.drain.cancelled(), if !context.drain.is_cancelled() => {}
+        }
+    }
+}
+
+/// Waits for the wish to stop, and sees the streams out.
+async fn drain(context: &Context, cancel: CancellationToken) {
+    cancel.cancelled().await;
+    tracing::info!(streams = context.registry.len(), "draining: no new streams, asking agents to leave");
+    context.drain.cancel();
+    tokio::time::sleep(context.options.drain).await;
+    if context.registry.len() > 0 {
+        tracing::warn!(streams = context.registry.len(), "drain time is over, ending the remaining streams");
+    }
+    context.closed.cancel();
+    tokio::time::sleep(CLOSING).await;
+}

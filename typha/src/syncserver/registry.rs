@@ -1,0 +1,112 @@
+//! Who is connected, how far each has been sent and has acknowledged. In memory only.
+//!
+//! Written by streams, read by the admin service; no entry is held across an await.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use dashmap::DashMap;
+use proto::sync;
+
+use crate::snapcache::KindSet;
+
+#[derive(Default)]
+pub struct Registry {
+    clients: DashMap<u64, Arc<Client>>,
+    next: AtomicU64,
+}
+
+pub struct Client {
+    pub node: String,
+    pub agent: String,
+    pub software: String,
+    pub address: Option<SocketAddr>,
+    pub session: Option<sync::Session>,
+    pub kinds: KindSet,
+    pub connected: Instant,
+    sent: AtomicU64,
+    acked: AtomicU64,
+    heard_millis: AtomicU64,
+}
+
+impl Client {
+    pub fn new(hello: &sync::ClientHello, address: Option<SocketAddr>, kinds: KindSet) -> Self {
+        Client {
+            node: hello.node.clone(),
+            agent: hello.agent.clone(),
+            software: hello.software.clone(),
+            address,
+            session: hello.session.clone(),
+            kinds,
+            connected: Instant::now(),
+            sent: AtomicU64::new(0),
+            acked: AtomicU64::new(0),
+            heard_millis: AtomicU64::new(0),
+        }
+    }
+
+    pub fn on_sent(&self, seq: u64) {
+        self.sent.store(seq, Relaxed);
+    }
+
+    /// An acknowledgement never goes back.
+    pub fn on_ack(&self, seq: u64) {
+        self.acked.fetch_max(seq, Relaxed);
+    }
+
+    pub fn on_heard(&self) {
+        self.heard_millis.store(super::millis(self.connected.elapsed()), Relaxed);
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// The last position programmed on the node; 0 while none was.
+    pub fn acked(&self) -> u64 {
+        self.acked.load(Relaxed)
+    }
+
+    pub fn heard_millis_ago(&self) -> u64 {
+        super::millis(self.connected.elapsed()).saturating_sub(self.heard_millis.load(Relaxed))
+    }
+}
+
+impl Registry {
+    pub fn add(&self, client: Arc<Client>) -> u64 {
+        let id = self.next.fetch_add(1, Relaxed);
+        self.clients.insert(id, client);
+        id
+    }
+
+    pub fn remove(&self, id: u64) {
+        self.clients.remove(&id);
+    }
+
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// All clients, by node and agent.
+    pub fn list(&self) -> Vec<Arc<Client>> {
+        let mut clients: Vec<Arc<Client>> = self.clients.iter().map(|entry| entry.value().clone()).collect();
+        clients.sort_by(|a, b| (&a.node, &a.agent).cmp(&(&b.node, &b.agent)));
+        clients
+    }
+
+    /// Of several streams of one agent on one node, the one with the highest session counter [D1].
+    pub fn current(&self) -> Vec<Arc<Client>> {
+        let mut clients = self.list();
+        let counter = |client: &Client| client.session.as_ref().map_or(0, |session| session.counter);
+        clients.dedup_by(|later, kept| {
+            let same = (&later.node, &later.agent) == (&kept.node, &kept.agent);
+            if same && (counter(later), later.connected) > (counter(kept), kept.connected) {
+                std::mem::swap(later, kept);
+            }
+            same
+        });
+        clients
+    }
+}
