@@ -1,15 +1,15 @@
 //! The loop over servers: connect, follow, and move on when the stream ends.
-
-use std::time::Duration;
+//!
+//! Waits are jittered and grow while no server gets as far as a cut. A server that was good and went away
+//! costs one short wait; one that asks its clients to leave costs none beyond what it asks for.
 
 use daemon::{Backoff, CancellationToken};
-use proto::sync::Session;
 use tokio::sync::{mpsc, watch};
 
 use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::servers::Servers;
-use crate::stream::{End, Stream};
+use crate::stream::{Agent, Course, End};
 use crate::{ClientConfig, ClientEvent, CutId};
 
 /// Follows the servers until cancelled, or until the agent has dropped the receiving end of `events`.
@@ -19,69 +19,74 @@ use crate::{ClientConfig, ClientEvent, CutId};
 pub async fn run(
     config: ClientConfig,
     events: mpsc::Sender<ClientEvent>,
-    mut acks: watch::Receiver<Option<CutId>>,
+    acks: watch::Receiver<Option<CutId>>,
     cancel: CancellationToken,
 ) {
-    let metrics = Metrics::new();
-    let mut servers = Servers::new(&config.servers, &config.node, config.agent);
-    let mut backoff = Backoff::new(config.backoff.0, config.backoff.1);
-    let mut session = Session { boot_id: uuid::Uuid::new_v4().to_string(), counter: 0 };
-    let (mut held, mut in_sync, mut failures) = (Held::default(), false, 0);
-    if servers.len() == 0 {
-        tracing::error!("no typha address is set: nothing to follow");
-        cancel.cancelled().await;
-        return;
+    tokio::select! {
+        () = follow(config, events, acks) => {}
+        () = cancel.cancelled() => {}
     }
-    while let Some(server) = servers.next() {
-        session.counter += 1;
-        let mut stream = Stream {
-            config: &config,
-            held: &mut held,
-            in_sync: &mut in_sync,
-            was_up: false,
-            events: &events,
-            acks: &mut acks,
-            cancel: &cancel,
-            metrics: &metrics,
+}
+
+async fn follow(
+    config: ClientConfig,
+    events: mpsc::Sender<ClientEvent>,
+    acks: watch::Receiver<Option<CutId>>,
+) {
+    let mut servers = Servers::new(&config.servers, &config.node);
+    let (first, longest) = config.backoff;
+    let mut backoff = Backoff::new(first, longest);
+    let mut agent = Agent {
+        config,
+        events,
+        acks,
+        held: Held::default(),
+        metrics: Metrics::new(),
+        boot_id: uuid::Uuid::new_v4().to_string(),
+        counter: 0,
+    };
+    let mut reported = String::new();
+    loop {
+        let Some(server) = servers.pick() else {
+            tracing::error!("no typha is configured: set the address of at least one");
+            return;
         };
-        metrics.connected.set(1.0);
-        let end = stream.run(&server, session.clone()).await;
-        metrics.connected.set(0.0);
-        let was_up = stream.was_up;
-        let mut wait = None;
-        match &end {
-            End::Stopped => return,
-            End::Left(go) => {
-                tracing::info!(server, reason = go.reason, "server asked to leave");
-                servers.prefer(&go.servers);
-                wait = Some(Duration::from_millis(go.not_before_millis));
-            }
-            // Said once an outage; the rest is for debugging.
-            End::Lost(_) | End::Behind if was_up || failures == 0 => {
-                tracing::warn!(server, reason = %end, "no stream; everything stays as it is");
-            }
-            End::Lost(_) | End::Behind => tracing::debug!(server, reason = %end, "no stream"),
-        }
-        if was_up {
+        let mut course = Course::default();
+        let end = agent.follow(&server, servers.several(), &mut course).await;
+        if course.cut {
             backoff.reset();
-            failures = 0;
-            if events.send(ClientEvent::Disconnected { reason: end.to_string() }).await.is_err() {
+        }
+        if course.connected {
+            agent.metrics.disconnections.increment(1);
+            agent.metrics.connected.set(0.0);
+            reported.clear();
+            if agent.events.send(ClientEvent::Disconnected { reason: end.to_string() }).await.is_err() {
                 return;
             }
-        } else {
-            failures += 1;
         }
-        // The other servers are tried at once; a whole round in vain is waited out, so that a fleet does not storm.
-        let round_in_vain = failures >= servers.len() || (was_up && servers.len() == 1);
-        if wait.is_none() && round_in_vain {
-            wait = Some(backoff.next_wait());
-        }
-        if let Some(wait) = wait {
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                () = events.closed() => return,
-                () = tokio::time::sleep(wait) => {}
+        let mut wait = backoff.next_wait();
+        match &end {
+            End::AgentGone => return,
+            End::GoAway { servers: hinted, not_before, .. } => {
+                servers.hint(hinted);
+                wait = wait.min(first).max(*not_before);
+                tracing::info!(reason = %end, "leaving the server");
+            }
+            _ => {
+                // An outage repeats the same words for every attempt; say them once.
+                let text = end.to_string();
+                if text == reported {
+                    tracing::debug!(reason = text, "no server yet");
+                } else {
+                    tracing::warn!(
+                        reason = text,
+                        in_sync = agent.held.in_sync(),
+                        "lost the server, trying the next"
+                    );
+                    reported = text;
+                }
             }
         }
+        tokio::time::sleep(wait).await;
     }
 }

@@ -14,9 +14,10 @@
 mod client;
 mod config;
 mod held;
-pub mod metrics;
+mod metrics;
 mod servers;
 mod stream;
+mod wire;
 
 pub use client::run;
 pub use config::{ClientConfig, ClientEvent, CutId};

@@ -1,45 +1,56 @@
-//! Which server next. Each node has an order of its own, so that a fleet spreads out; every server is tried once before
-//! any is tried again.
+//! Which server next: pure.
+//!
+//! Every node goes through the list in an order of its own, derived from its name, so that a fleet spreads
+//! out and a node returns to the same servers. Servers that a go-away names come before the list.
 
 use std::collections::VecDeque;
 
 #[derive(Debug)]
-pub struct Servers {
-    queue: VecDeque<String>,
+pub(crate) struct Servers {
+    list: Vec<String>,
+    next: usize,
+    hints: VecDeque<String>,
+    current: Option<String>,
 }
 
 impl Servers {
-    /// The order follows from the node's name: it is the same after a restart.
-    pub fn new(servers: &[String], node: &str, agent: &str) -> Self {
-        let mut ordered: Vec<_> = servers.to_vec();
-        ordered.sort_by_key(|server| {
-            let hash = blake3::hash(format!("{node}\0{agent}\0{server}").as_bytes());
-            hash.as_bytes()[..8].to_vec()
-        });
-        ordered.dedup();
-        Servers { queue: ordered.into() }
+    pub fn new(list: &[String], node: &str) -> Self {
+        let mut list: Vec<String> = list.to_vec();
+        list.sort_by_cached_key(|server| *blake3::hash(format!("{node}\0{server}").as_bytes()).as_bytes());
+        list.dedup();
+        Servers { list, next: 0, hints: VecDeque::new(), current: None }
     }
 
-    /// The server whose turn it is; it goes to the end.
-    pub fn next(&mut self) -> Option<String> {
-        let server = self.queue.pop_front()?;
-        self.queue.push_back(server.clone());
+    /// The server to try now; nothing if none is configured.
+    pub fn pick(&mut self) -> Option<String> {
+        let server = self.hints.pop_front().or_else(|| {
+            let server = self.list.get(self.next)?.clone();
+            self.next = (self.next + 1) % self.list.len();
+            // Not the one just left, if there is another.
+            if Some(&server) == self.current.as_ref() && self.list.len() > 1 {
+                let other = self.list[self.next].clone();
+                self.next = (self.next + 1) % self.list.len();
+                return Some(other);
+            }
+            Some(server)
+        })?;
+        self.current = Some(server.clone());
         Some(server)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.queue.len()
+    /// The server wishes its clients to go to these.
+    pub fn hint(&mut self, servers: &[String]) {
+        let others = servers.iter().filter(|server| Some(*server) != self.current.as_ref());
+        self.hints = others.take(8).cloned().collect();
+        // In an order of the node's own, as the list: all clients get the same hint.
+        let position =
+            |server: &String| self.list.iter().position(|known| known == server).unwrap_or(usize::MAX);
+        self.hints.make_contiguous().sort_by_key(position);
     }
 
-    /// Puts these first, if they are known (a server that goes away may say where to go).
-    pub fn prefer(&mut self, servers: &[String]) {
-        for server in servers.iter().rev() {
-            if let Some(at) = self.queue.iter().position(|known| known == server) {
-                self.queue.remove(at);
-                self.queue.push_front(server.clone());
-            }
-        }
+    /// Whether there is anywhere else to go.
+    pub fn several(&self) -> bool {
+        self.list.len() > 1
     }
 }
 
@@ -47,31 +58,34 @@ impl Servers {
 mod tests {
     use super::*;
 
-    fn names(n: usize) -> Vec<String> {
-        (0..n).map(|i| format!("typha-{i}:5473")).collect()
+    fn servers() -> Vec<String> {
+        ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec()
     }
 
     #[test]
-    fn every_server_is_tried_before_any_again() {
-        let mut servers = Servers::new(&names(3), "n1", "felix");
-        let mut first: Vec<_> = (0..3).filter_map(|_| servers.next()).collect();
-        first.sort();
-        assert_eq!(first, names(3));
+    fn each_server_is_tried_before_any_is_tried_again() {
+        let mut order = Servers::new(&servers(), "n1");
+        let mut round: Vec<String> = (0..3).map(|_| order.pick().unwrap()).collect();
+        let again = order.pick().unwrap();
+        assert_eq!(again, round[0]);
+        round.sort();
+        assert_eq!(round, servers());
     }
 
     #[test]
     fn nodes_spread_over_the_servers() {
-        let firsts: std::collections::HashSet<_> =
-            (0..50).filter_map(|i| Servers::new(&names(3), &format!("node-{i}"), "felix").next()).collect();
+        let firsts: std::collections::BTreeSet<String> =
+            (0..50).map(|n| Servers::new(&servers(), &format!("node-{n}")).pick().unwrap()).collect();
         assert_eq!(firsts.len(), 3);
     }
 
     #[test]
-    fn preferred_servers_come_first_and_unknown_ones_not_at_all() {
-        let mut servers = Servers::new(&names(3), "n1", "felix");
-        servers.prefer(&["typha-2:5473".into(), "typha-1:5473".into(), "elsewhere:1".into()]);
-        assert_eq!(servers.next().as_deref(), Some("typha-2:5473"));
-        assert_eq!(servers.next().as_deref(), Some("typha-1:5473"));
-        assert_eq!(servers.len(), 3);
+    fn hinted_server_comes_first_and_the_one_that_sent_us_away_does_not() {
+        let mut order = Servers::new(&servers(), "n1");
+        let left = order.pick().unwrap();
+        let hint = servers().into_iter().find(|server| *server != left).unwrap();
+        order.hint(&[left.clone(), hint.clone()]);
+        assert_eq!(order.pick(), Some(hint));
+        assert_eq!(Servers::new(&[], "n1").pick(), None);
     }
 }

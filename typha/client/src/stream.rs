@@ -1,231 +1,356 @@
-//! One stream: hello, then messages down and acknowledgements up, until it ends.
+//! One stream to one server, from the connection to its end.
+//!
+//! The agent's channel is bounded: while the agent is busy nothing is read, the server's cursor stands still,
+//! and what is read afterwards is coalesced. Only the time spent waiting for the server counts as its silence.
 
 use std::time::Duration;
 
-use daemon::CancellationToken;
-use proto::sync::sync_client::SyncClient;
-use proto::sync::{
-    Ack, Batch, ClientHello, ClientMessage, GoAway, ResumeVerdict, Scope, ServerHello, ServerMessage,
-    Session, client_message, server_message,
-};
+use proto::sync::{self, ClientHello, ClientMessage, ResumeVerdict, SyncState, client_message};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
-use tonic::transport::Endpoint;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
 
-use crate::held::Held;
+use crate::held::{Held, News};
 use crate::metrics::Metrics;
+use crate::wire::ServerMessage;
 use crate::{ClientConfig, ClientEvent, CutId};
 
-/// A whole snapshot should not wait for window updates.
-const STREAM_WINDOW: u32 = 1 << 20;
-const KEEPALIVE: Duration = Duration::from_secs(10);
+const METHOD: &str = "/bulrush.sync.v1.Sync/Stream";
+/// Window and frame size that clients ask for, and the largest message that they take [G].
+const WINDOW_BYTES: u32 = 1 << 20;
+const FRAME_BYTES: u32 = 64 << 10;
+const MESSAGE_BYTES: usize = (4 << 20) + (64 << 10);
+/// The server may keep a hello waiting this long before it says that it is behind.
+const VERDICT_WAIT: Duration = Duration::from_secs(5);
+/// How long a server may be without the datastore before another one is tried.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(5);
+/// An acknowledgement is repeated so often: the server counts a node that it hears from as live.
+const ACK_AGAIN: Duration = Duration::from_secs(10);
+/// Client messages under way.
+const OUTBOUND: usize = 16;
 
-/// Why a stream ended.
+/// Why a stream ended. All of them mean: the next server.
 #[derive(Debug, thiserror::Error)]
-pub enum End {
-    /// The agent has gone, or asked to stop.
-    #[error("stopped")]
-    Stopped,
-    /// The server could not be reached, or fell silent, or broke off.
-    #[error("{0}")]
-    Lost(String),
-    /// This replica has not come as far as we have: another one may have.
-    #[error("server is behind this client")]
-    Behind,
-    /// The server asked us to leave.
-    #[error("server asked to leave: {}", .0.reason)]
-    Left(GoAway),
+pub(crate) enum End {
+    #[error("connecting to {server}: {reason}")]
+    Unreachable { server: String, reason: String },
+    #[error("{server} answers {code}: {message}")]
+    Refused { server: String, code: String, message: String },
+    #[error("{server} has been silent for {} s", .after.as_secs_f64())]
+    Silent { server: String, after: Duration },
+    #[error("{server} closed the stream")]
+    Closed { server: String },
+    #[error("{server} sent something that is not the protocol: {what}")]
+    Protocol { server: String, what: &'static str },
+    #[error("{server} has seen less of the datastore than this node")]
+    Behind { server: String },
+    #[error("{server} is not in sync with the datastore")]
+    NotInSync { server: String },
+    #[error("{server} asks its clients to leave: {reason}")]
+    GoAway { server: String, reason: String, servers: Vec<String>, not_before: Duration },
+    /// The agent has dropped its end.
+    #[error("the agent has stopped listening")]
+    AgentGone,
 }
 
-impl End {
-    fn lost(what: &str, reason: impl std::fmt::Display) -> End {
-        End::Lost(format!("{what}: {reason}"))
+/// What outlives streams.
+pub(crate) struct Agent {
+    pub config: ClientConfig,
+    pub events: mpsc::Sender<ClientEvent>,
+    pub acks: watch::Receiver<Option<CutId>>,
+    pub held: Held,
+    pub metrics: Metrics,
+    pub boot_id: String,
+    pub counter: u64,
+}
+
+/// What a stream has come to, for the waits between streams.
+#[derive(Debug, Default)]
+pub(crate) struct Course {
+    pub connected: bool,
+    /// It reached a cut: the server is a good one.
+    pub cut: bool,
+}
+
+struct Stream<'a> {
+    agent: &'a mut Agent,
+    server: String,
+    outbound: mpsc::Sender<ClientMessage>,
+    epoch: String,
+    not_in_sync_since: Option<Instant>,
+    elsewhere: bool,
+    ack_again: Instant,
+}
+
+impl Agent {
+    /// Follows one server. `elsewhere`: there are others to go to.
+    pub async fn follow(&mut self, server: &str, elsewhere: bool, course: &mut Course) -> End {
+        match self.attempt(server, elsewhere, course).await {
+            Ok(end) | Err(end) => end,
+        }
     }
-}
 
-pub struct Stream<'a> {
-    pub config: &'a ClientConfig,
-    pub held: &'a mut Held,
-    /// Whether the agent has been told that its state is proven.
-    pub in_sync: &'a mut bool,
-    /// Set when this stream came up.
-    pub was_up: bool,
-    pub events: &'a mpsc::Sender<ClientEvent>,
-    pub acks: &'a mut watch::Receiver<Option<CutId>>,
-    pub cancel: &'a CancellationToken,
-    pub metrics: &'a Metrics,
+    async fn attempt(&mut self, server: &str, elsewhere: bool, course: &mut Course) -> Result<End, End> {
+        let channel = self.connect(server).await?;
+        self.counter += 1;
+        let (outbound, messages) = mpsc::channel(OUTBOUND);
+        let hello = client_message::Message::Hello(self.hello());
+        // The channel is new and has room.
+        _ = outbound.try_send(ClientMessage { message: Some(hello) });
+        let mut inbound = self.open(server, channel, messages).await?;
+
+        let mut stream = Stream {
+            agent: self,
+            server: server.to_owned(),
+            outbound,
+            epoch: String::new(),
+            not_in_sync_since: None,
+            elsewhere,
+            ack_again: Instant::now() + ACK_AGAIN,
+        };
+        stream.greet(&mut inbound, course).await?;
+        loop {
+            if let Some(end) = stream.step(&mut inbound, course).await? {
+                return Ok(end);
+            }
+        }
+    }
+
+    async fn connect(&self, server: &str) -> Result<Channel, End> {
+        let unreachable = |reason: String| End::Unreachable { server: server.to_owned(), reason };
+        let endpoint = Endpoint::from_shared(format!("http://{server}"))
+            .map_err(|error| unreachable(format!("not a host:port: {}", chain(&error))))?
+            .connect_timeout(self.config.connect_timeout)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10));
+        endpoint.connect().await.map_err(|error| unreachable(chain(&error)))
+    }
+
+    async fn open(
+        &self,
+        server: &str,
+        channel: Channel,
+        messages: mpsc::Receiver<ClientMessage>,
+    ) -> Result<Streaming<ServerMessage>, End> {
+        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+        let opening = async {
+            grpc.ready().await.map_err(|error| tonic::Status::unavailable(chain(&error)))?;
+            let codec = tonic_prost::ProstCodec::<ClientMessage, ServerMessage>::default();
+            let request = Request::new(ReceiverStream::new(messages));
+            grpc.streaming(request, PathAndQuery::from_static(METHOD), codec).await
+        };
+        match timeout(self.config.connect_timeout, opening).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refused(server, &status)),
+            Err(_) => Err(End::Silent { server: server.to_owned(), after: self.config.connect_timeout }),
+        }
+    }
+
+    fn hello(&self) -> ClientHello {
+        ClientHello {
+            version: proto::VERSION,
+            node: self.config.node.clone(),
+            agent: self.config.agent.to_owned(),
+            software: self.config.software.clone(),
+            features: Vec::new(),
+            scope: sync::Scope::All as i32,
+            resume: self.held.token(),
+            session: Some(sync::Session { boot_id: self.boot_id.clone(), counter: self.counter }),
+            kinds: self.config.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
+        }
+    }
 }
 
 impl Stream<'_> {
-    /// Follows `server` until the stream ends, and says why it did.
-    pub async fn run(&mut self, server: &str, session: Session) -> End {
-        let cancel = self.cancel.clone();
-        tokio::select! {
-            () = cancel.cancelled() => End::Stopped,
-            () = self.events.closed() => End::Stopped,
-            end = self.follow(server, session) => end,
-        }
-    }
-
-    async fn follow(&mut self, server: &str, session: Session) -> End {
-        let (up, outbound) = mpsc::channel(16);
-        let hello = ClientHello {
-            version: proto::VERSION,
-            node: self.config.node.clone(),
-            agent: self.config.agent.into(),
-            software: self.config.software.clone(),
-            features: Vec::new(),
-            scope: Scope::All as i32,
-            resume: self.held.token().cloned(),
-            session: Some(session),
-            kinds: self.config.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
+    async fn greet(
+        &mut self,
+        inbound: &mut Streaming<ServerMessage>,
+        course: &mut Course,
+    ) -> Result<(), End> {
+        let limit = self.agent.config.read_timeout.max(VERDICT_WAIT + Duration::from_secs(2));
+        let Some(hello) = self.receive(inbound, limit).await?.hello else {
+            return Err(self.protocol("the first message is not a hello"));
         };
-        if up.send(message(client_message::Message::Hello(hello))).await.is_err() {
-            return End::lost("hello", "the stream closed at once");
-        }
-        let (mut down, hello) = match self.open(server, outbound).await {
-            Ok(opened) => opened,
-            Err(end) => return end,
-        };
-        if hello.verdict() == ResumeVerdict::ResumeBehind {
-            return End::Behind;
-        }
+        self.epoch.clone_from(&hello.epoch);
         tracing::info!(
-            server,
+            server = self.server,
             replica = hello.replica,
             software = hello.software,
             verdict = hello.verdict().as_str_name(),
             "connected"
         );
-        self.was_up = true;
-        self.metrics.connections.increment(1);
-        if self.events.send(ClientEvent::Connected { server: server.into() }).await.is_err() {
-            return End::Stopped;
+        match hello.verdict() {
+            ResumeVerdict::ResumeBehind => return Err(End::Behind { server: self.server.clone() }),
+            ResumeVerdict::ResumeSnapshot | ResumeVerdict::ResumeDelta => {}
+            _ => return Err(self.protocol("a verdict that was not asked for")),
         }
-        self.held.begin(hello.verdict() != ResumeVerdict::ResumeDelta);
-        // What is in force already is said again, if it is by this server's count.
-        self.acks.mark_changed();
-        let mut acks_open = true;
-        loop {
-            tokio::select! {
-                received = timeout(self.config.read_timeout, down.message()) => {
-                    let received = match received {
-                        Ok(Ok(Some(received))) => received,
-                        Ok(Ok(None)) => return End::Lost("server closed the stream".into()),
-                        Ok(Err(status)) => return End::lost("stream broke", status.message()),
-                        Err(_) => return End::Lost(format!("server was silent for {:?}", self.config.read_timeout)),
-                    };
-                    if let Err(end) = self.on_message(received, &hello).await {
-                        return end;
-                    }
-                }
-                changed = self.acks.changed(), if acks_open => {
-                    acks_open = changed.is_ok();
-                    let ack = self.acks.borrow_and_update().clone();
-                    if let Some(cut) = ack.filter(|cut| cut.epoch == hello.epoch) {
-                        let ack = Ack { epoch: cut.epoch, seq: cut.seq };
-                        if up.send(message(client_message::Message::Ack(ack))).await.is_err() {
-                            return End::Lost("server closed the stream".into());
-                        }
-                    }
-                }
-            }
-        }
+        self.agent.held.on_hello(&hello);
+        course.connected = true;
+        self.agent.metrics.connections.increment(1);
+        self.agent.metrics.connected.set(1.0);
+        self.tell(ClientEvent::Connected { server: self.server.clone() }).await
     }
 
-    /// Connects and exchanges hellos.
-    async fn open(
-        &self,
-        server: &str,
-        outbound: mpsc::Receiver<ClientMessage>,
-    ) -> Result<(Streaming<ServerMessage>, ServerHello), End> {
-        let endpoint = Endpoint::from_shared(format!("http://{server}"))
-            .map_err(|error| End::lost("server address", format!("{server}: {error}: expected host:port")))?
-            .connect_timeout(self.config.connect_timeout)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(STREAM_WINDOW)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(self.config.read_timeout)
-            .tcp_nodelay(true);
-        let exchange = async {
-            let channel = endpoint.connect().await.map_err(|error| End::lost("connect", chain(&error)))?;
-            let mut down = SyncClient::new(channel)
-                .stream(ReceiverStream::new(outbound))
-                .await
-                .map_err(|status| End::lost("refused", status.message()))?
-                .into_inner();
-            match down.message().await.map_err(|status| End::lost("refused", status.message()))? {
-                Some(ServerMessage { message: Some(server_message::Message::Hello(hello)) }) => {
-                    Ok((down, hello))
+    /// One message of the server, or one of ours.
+    async fn step(
+        &mut self,
+        inbound: &mut Streaming<ServerMessage>,
+        course: &mut Course,
+    ) -> Result<Option<End>, End> {
+        let limit = self.agent.config.read_timeout;
+        let mut acks = self.agent.acks.clone();
+        let message = {
+            let silence = Instant::now() + limit;
+            let mut open = true;
+            loop {
+                tokio::select! {
+                    message = inbound.message() => break message,
+                    changed = acks.changed(), if open => {
+                        open = changed.is_ok();
+                        self.acknowledge(&mut acks);
+                    }
+                    () = tokio::time::sleep_until(self.ack_again) => self.acknowledge(&mut acks),
+                    () = tokio::time::sleep_until(silence) => {
+                        return Err(End::Silent { server: self.server.clone(), after: limit });
+                    }
                 }
-                Some(ServerMessage { message: Some(server_message::Message::GoAway(go)) }) => {
-                    Err(End::Left(go))
-                }
-                _ => Err(End::Lost("the server's first message was no hello".into())),
             }
         };
-        // A replica that is behind may take 5 s to catch up before it answers.
-        let limit = self.config.connect_timeout * 2;
-        timeout(limit, exchange)
-            .await
-            .unwrap_or_else(|_| Err(End::Lost(format!("no hello within {limit:?}"))))
+        self.agent.acks = acks;
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(Some(End::Closed { server: self.server.clone() })),
+            Err(status) => return Err(refused(&self.server, &status)),
+        };
+        self.on_message(message, course).await
     }
 
-    async fn on_message(&mut self, received: ServerMessage, hello: &ServerHello) -> Result<(), End> {
-        match received.message {
-            Some(server_message::Message::Batch(batch)) => self.on_batch(batch, &hello.epoch).await,
-            Some(server_message::Message::SnapshotEnd(end)) => {
-                let gone = self.held.on_snapshot_end(&end.kinds);
-                self.deliver(gone).await
-            }
-            Some(server_message::Message::Cut(cut)) => {
-                let Some(token) = self.held.on_cut(cut) else { return Ok(()) };
-                let cut = CutId { epoch: token.epoch.clone(), seq: token.seq };
-                if !std::mem::replace(self.in_sync, true) {
-                    self.send(ClientEvent::InSync).await?;
-                }
-                self.send(ClientEvent::Cut(cut)).await
-            }
-            Some(server_message::Message::GoAway(go)) => Err(End::Left(go)),
-            // Heartbeats prove life by arriving; status is for people. What a newer server may say is ignored.
-            _ => Ok(()),
+    async fn receive(
+        &self,
+        inbound: &mut Streaming<ServerMessage>,
+        limit: Duration,
+    ) -> Result<ServerMessage, End> {
+        match timeout(limit, inbound.message()).await {
+            Ok(Ok(Some(message))) => Ok(message),
+            Ok(Ok(None)) => Err(End::Closed { server: self.server.clone() }),
+            Ok(Err(status)) => Err(refused(&self.server, &status)),
+            Err(_) => Err(End::Silent { server: self.server.clone(), after: limit }),
         }
     }
 
-    async fn on_batch(&mut self, batch: Batch, epoch: &str) -> Result<(), End> {
-        let before = self.held.unknown;
-        let updates =
-            batch.entries.into_iter().filter_map(|entry| self.held.on_entry(entry, epoch)).collect();
-        self.metrics.unknown.increment(self.held.unknown - before);
-        self.deliver(updates).await
+    async fn on_message(&mut self, message: ServerMessage, course: &mut Course) -> Result<Option<End>, End> {
+        if let Some(batch) = message.batch {
+            let news = self.agent.held.on_entries(batch.entries);
+            self.deliver(news).await?;
+        }
+        if let Some(end) = message.snapshot_end {
+            let news = self.agent.held.on_snapshot_end(&end);
+            self.deliver(news).await?;
+        }
+        if let Some(status) = message.status {
+            self.on_status(&status);
+        }
+        if let Some(cut) = message.cut {
+            let Some(at) = self.agent.held.on_cut(cut) else {
+                return Err(self.protocol("a cut without a token"));
+            };
+            course.cut = true;
+            if at.first_in_sync {
+                self.tell(ClientEvent::InSync).await?;
+            }
+            self.tell(ClientEvent::Cut(CutId { epoch: at.epoch, seq: at.seq })).await?;
+        }
+        if let Some(heartbeat) = message.heartbeat {
+            self.agent.held.on_heartbeat(&heartbeat, &self.epoch);
+            self.agent.metrics.age.set(heartbeat.age_millis.map_or(-1.0, |age| age as f64 / 1_000.0));
+            let waited = self.not_in_sync_since.is_some_and(|since| since.elapsed() > RESYNC_PATIENCE);
+            if waited && self.elsewhere {
+                return Ok(Some(End::NotInSync { server: self.server.clone() }));
+            }
+        }
+        if let Some(go_away) = message.go_away {
+            return Ok(Some(End::GoAway {
+                server: self.server.clone(),
+                reason: go_away.reason,
+                servers: go_away.servers,
+                not_before: Duration::from_millis(go_away.not_before_millis),
+            }));
+        }
+        Ok(None)
     }
 
-    async fn deliver(&self, updates: Vec<syncer_common::model::Update>) -> Result<(), End> {
-        if updates.is_empty() {
+    fn on_status(&mut self, status: &sync::KindStatus) {
+        match status.state() {
+            SyncState::SyncInSync => self.not_in_sync_since = None,
+            _ => self.not_in_sync_since = self.not_in_sync_since.or(Some(Instant::now())),
+        }
+        if !status.detail.is_empty() {
+            tracing::warn!(server = self.server, detail = status.detail, "server reports a problem");
+        }
+    }
+
+    async fn deliver(&mut self, news: News) -> Result<(), End> {
+        let metrics = &self.agent.metrics;
+        metrics.updates.increment(news.updates.len() as u64);
+        metrics.known.increment(news.known);
+        metrics.ignored.increment(news.ignored);
+        metrics.entries.set(self.agent.held.len() as f64);
+        if news.ignored > 0 {
+            tracing::debug!(server = self.server, entries = news.ignored, "entries of unknown kinds ignored");
+        }
+        if news.updates.is_empty() {
             return Ok(());
         }
-        self.metrics.updates.increment(updates.len() as u64);
-        self.send(ClientEvent::Updates(updates)).await
+        self.tell(ClientEvent::Updates(news.updates)).await
     }
 
-    async fn send(&self, event: ClientEvent) -> Result<(), End> {
-        self.events.send(event).await.map_err(|_| End::Stopped)
+    async fn tell(&self, event: ClientEvent) -> Result<(), End> {
+        self.agent.events.send(event).await.map_err(|_| End::AgentGone)
+    }
+
+    /// Sends the last cut in force, if it is one of this server's. With no room, a later one will do.
+    fn acknowledge(&mut self, acks: &mut watch::Receiver<Option<CutId>>) {
+        self.ack_again = Instant::now() + ACK_AGAIN;
+        let Some(cut) = acks.borrow_and_update().clone() else { return };
+        if cut.epoch != self.epoch {
+            return;
+        }
+        let ack = client_message::Message::Ack(sync::Ack { epoch: cut.epoch, seq: cut.seq });
+        if self.outbound.try_send(ClientMessage { message: Some(ack) }).is_err() {
+            tracing::debug!(server = self.server, "acknowledgement left out, the server does not read");
+        }
+    }
+
+    fn protocol(&self, what: &'static str) -> End {
+        End::Protocol { server: self.server.clone(), what }
     }
 }
 
-fn message(message: client_message::Message) -> ClientMessage {
-    ClientMessage { message: Some(message) }
+fn refused(server: &str, status: &tonic::Status) -> End {
+    End::Refused {
+        server: server.to_owned(),
+        code: format!("{:?}", status.code()),
+        message: status.message().to_owned(),
+    }
 }
 
-/// An error with its causes: tonic's own text says only "transport error".
+/// An error with its causes: the outermost alone says "transport error".
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
     }
     text
 }

@@ -37,7 +37,8 @@ pub enum Evidence {
 impl Cache {
     /// The verdict on a token, for a client of `kinds`. Only asked while the cache is in sync.
     pub fn resume(&self, token: Option<&sync::Token>, kinds: KindSet, evidence: Evidence) -> Resume {
-        let Some(token) = token else { return Resume::Snapshot { sweep: !self.forked() } };
+        // Who brings no token has been promised nothing that absence could take away.
+        let Some(token) = token else { return Resume::Snapshot { sweep: true } };
         // Our own positions: the client holds a prefix of what this process has sent.
         let own = token.epoch == self.epoch() && token.seq <= self.head();
         if own && self.views_match(token, kinds) && token.seq >= self.trimmed_seq() {
