@@ -204,3 +204,63 @@ impl Collected {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFESTS: &str = "\
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool}
+spec: {cidr: 10.244.0.0/16, natOutgoing: true}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n1-k8s-web-eth0, namespace: default, labels: {app: web, projectcalico.org/namespace: default, projectcalico.org/orchestrator: k8s}}
+spec: {orchestrator: k8s, node: n1, pod: web, endpoint: eth0, containerID: c, ipNetworks: [10.244.1.2/32], interfaceName: cali1234}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: web, namespace: default}
+spec: {selector: app == 'web', types: [Ingress], ingress: [{action: Allow, source: {selector: app == 'web'}}]}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: broken, namespace: default}
+spec: {selector: 'app ==', types: [Ingress]}
+";
+
+    fn rendered(node: &str, versions: &[IpVersion]) -> (String, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("all.yaml"), MANIFESTS).unwrap();
+        let mut problems = Vec::new();
+        let text = render_manifests(node, folder.path(), versions, BTreeMap::new(), &mut |problem| {
+            problems.push(problem)
+        });
+        (text, problems)
+    }
+
+    #[test]
+    fn the_text_holds_sets_chains_and_routes_and_is_always_the_same() {
+        let (text, problems) = rendered("n1", &IpVersion::ALL);
+        for part in [
+            "# IPv4 IP sets",
+            "add cali40masq-ipam-pools 10.244.0.0/16\n",
+            "# IPv6 table filter",
+            ":cali-pi-np/default/web - -\n",
+            "-I FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" --jump cali-FORWARD\n",
+            "10.244.1.2/32 dev cali1234 scope link proto 3 metric 1024\n",
+        ] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+        assert_eq!(rendered("n1", &IpVersion::ALL).0, text);
+        assert!(problems.iter().any(|problem| problem.contains("broken")), "{problems:?}");
+    }
+
+    #[test]
+    fn a_node_without_workloads_has_the_frame_only() {
+        let (text, _) = rendered("n2", &[IpVersion::V4]);
+        assert!(text.contains("Unknown interface") && !text.contains("cali1234") && !text.contains("IPv6"));
+    }
+}

@@ -1,5 +1,7 @@
 //! IP set and route drivers against the real kernel.
 
+#![allow(clippy::unwrap_used)] // a test's helpers are tests, too
+
 mod dataplane_support;
 
 use std::time::Duration;
@@ -83,7 +85,7 @@ fn a_set_with_other_parameters_is_swapped_while_rules_use_it() {
 fn workload(interface: &str, nets: &[&str]) -> Workload {
     Workload {
         interface: interface.into(),
-        nets: nets.iter().map(|net| net.parse().unwrap()).collect(),
+        nets: nets.iter().map(|net| net.parse().expect("a CIDR")).collect(),
         mac: Some([2, 0, 0, 0, 0, 1]),
         spoofing: false,
     }

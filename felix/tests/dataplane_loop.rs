@@ -1,5 +1,7 @@
 //! The whole dataplane in a namespace: from the calculation's output to the kernel and back.
 
+#![allow(clippy::unwrap_used)] // a test's helpers are tests, too
+
 mod dataplane_support;
 
 use std::collections::BTreeMap;

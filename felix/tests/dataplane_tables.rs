@@ -1,13 +1,15 @@
 //! The table driver against the real kernel, with both backends.
 
+#![allow(clippy::unwrap_used)] // a test's helpers are tests, too
+
 mod dataplane_support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dataplane_support::{Lab, in_namespace};
-use felix::iptables::plan::Hooks;
 use felix::iptables::chains::Owner;
+use felix::iptables::plan::Hooks;
 use felix::iptables::tables::Tables;
 use felix::iptables::{Backend, Chain, InsertMode, IpVersion, Rule, TableName};
 

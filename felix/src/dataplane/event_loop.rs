@@ -325,6 +325,7 @@ impl Dataplane {
             }
         });
         let (set_lines, tables, errors) = rules;
+        let rules_in_place = errors.is_empty();
         failures.extend(errors);
         for error in &routes.errors {
             tracing::warn!(%error, "route or interface could not be set up; trying again");
@@ -339,7 +340,9 @@ impl Dataplane {
                 self.kernel.tables.sweep_other(&self.commands, &self.versions).await;
             }
         }
-        self.status.update(&self.model, &self.kernel.routes);
+        if rules_in_place {
+            self.status.update(&self.model, &self.kernel.routes);
+        }
         self.finish(started, set_lines, tables.lines, routes.writes, &failures);
         failures.is_empty()
     }

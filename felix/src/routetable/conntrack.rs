@@ -2,10 +2,14 @@
 //! owner's connections over to the new one.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::commands::{CommandError, Commands};
 
 const SIDES: [&str; 4] = ["--orig-src", "--orig-dst", "--reply-src", "--reply-dst"];
+
+/// A machine without the program is told about once.
+static REPORTED_MISSING: AtomicBool = AtomicBool::new(false);
 
 /// Deletes every tracked connection from or to the address. The program answers 1 when there was none.
 pub async fn forget(commands: &dyn Commands, address: IpAddr) {
@@ -14,6 +18,12 @@ pub async fn forget(commands: &dyn Commands, address: IpAddr) {
     for side in SIDES {
         match commands.run("conntrack", &["--family", family, "--delete", side, &text], "").await {
             Ok(_) | Err(CommandError::Failed { status: 1, .. }) => {}
+            Err(error @ CommandError::Missing { .. }) => {
+                if !REPORTED_MISSING.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "connections of removed workloads stay tracked until they time out");
+                }
+                return;
+            }
             Err(error) => {
                 tracing::warn!(%address, %error, "tracked connections could not be removed");
                 return;

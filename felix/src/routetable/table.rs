@@ -149,8 +149,12 @@ impl RouteTable {
     }
 
     pub fn on_link(&mut self, link: crate::ifacemonitor::Link) {
-        let workload = self.settings.is_workload(&link.name);
         let index = link.index;
+        let before = self.interfaces.by_index(index).map(|old| old.name.clone());
+        let workload = [Some(&link.name), before.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|name| self.settings.is_workload(name));
         if self.interfaces.set(link) && workload {
             // The kernel drops routes of an interface that goes down, partly without an event.
             self.resync = true;
