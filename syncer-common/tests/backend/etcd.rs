@@ -137,10 +137,11 @@ async fn paused_server_is_an_error_and_not_a_hang() {
     let mut watch = store.watch(revision).await.unwrap();
     server.pause();
     let began = Instant::now();
+    let (a, b) = (key("a"), key("b"));
     let (head, write, read, watched) = tokio::join!(
         store.head(),
-        store.create(&key("b"), value("b", "10.0.0.0/24")),
-        store.get(&key("a")),
+        store.create(&b, value("b", "10.0.0.0/24")),
+        store.get(&a),
         next(&mut watch)
     );
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
@@ -159,7 +160,7 @@ async fn dead_endpoint_is_passed_over() {
     let store = open(&StoreConfig::etcd([dead, server.endpoint()])).await.unwrap();
     let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
     assert_eq!(store.list(None).await.unwrap().revision, revision);
-    store.watch(revision).await.unwrap();
+    assert!(store.watch(revision).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

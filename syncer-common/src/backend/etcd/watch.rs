@@ -13,11 +13,14 @@ use etcd_client::{Client, EventType, WatchOptions, WatchRequestSender, WatchResp
 use futures::StreamExt;
 
 use super::failure::Failure;
-use super::{EtcdStore, MAX_MESSAGE, REQUEST_TIMEOUT, oversize};
+use super::{EtcdStore, REQUEST_TIMEOUT, oversize};
 use crate::backend::{
     Datastore, Error, Event, KeyValue, MAX_VALUE_BYTES, PREFIX, Result, Revision, Watch, WatchItem,
 };
 
+/// An event can not be skipped without reading it: a limit below the largest value that etcd may hold would
+/// stop the watch for good. etcd sends fragments near the size of its largest request.
+const MAX_EVENT_MESSAGE: usize = 512 << 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 struct EtcdWatch {
@@ -46,7 +49,7 @@ pub(super) async fn start(store: EtcdStore, after: Revision) -> Result<Watch> {
                 let version = client.status().await?.version().to_owned();
                 let mut stream = client
                     .watch_client()
-                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_decoding_message_size(MAX_EVENT_MESSAGE)
                     .watch(PREFIX, Some(options))
                     .await?;
                 let first = stream.message().await?;
