@@ -56,7 +56,7 @@ pub fn wide(kind: &str) -> &'static [Column] {
         ],
         "Node" => &[
             NAME,
-            // In parentheses: not the node's own, but the cluster's default.
+            // In parentheses: not the node's own, but the cluster's default (`get` fills in a configured one).
             ("ASN", |r| or(r, "bgp.asNumber", "(64512)")),
             ("IPV4", |r| text(r, "bgp.ipv4Address")),
             ("IPV6", |r| text(r, "bgp.ipv6Address")),

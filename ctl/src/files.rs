@@ -107,7 +107,7 @@ mod tests {
         let file = dir.path().join("pool.yaml");
         let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: Pool}\nspec: {cidr: 10.0.0.1/16, blockSize: 33, ipipMode: Always, vxlanMode: Always}\n";
         std::fs::write(&file, pool).unwrap();
-        let error = read(&[file.clone()], "default", Purpose::Write).unwrap_err().to_string();
+        let error = read(std::slice::from_ref(&file), "default", Purpose::Write).unwrap_err().to_string();
         for part in [
             "4 mistakes",
             "metadata.name",

@@ -34,6 +34,9 @@ pub async fn by_name(
         if let (true, Some(namespace)) = (kind.namespaced, namespace) {
             found.retain(|resource| resource.metadata.namespace == namespace);
         }
+        if (kind.kind, output) == ("Node", Output::Wide) {
+            show_default_as_number(store, &mut found).await?;
+        }
         return print(kind, &found, output, kind.namespaced && namespace.is_none(), false);
     }
     let Some(namespace) = namespace else { bail!("give a namespace with a name, not --all-namespaces") };
@@ -45,7 +48,24 @@ pub async fn by_name(
             format!("resource does not exist: {}({place}{name})", kind.kind)
         })?);
     }
+    if (kind.kind, output) == ("Node", Output::Wide) {
+        show_default_as_number(store, &mut found).await?;
+    }
     print(kind, &found, output, false, names.len() == 1)
+}
+
+/// Nodes without an AS number of their own have the cluster's, which the table shows in parentheses.
+async fn show_default_as_number(store: &dyn Datastore, nodes: &mut [Resource]) -> Result<()> {
+    let configuration = find(store, kind("bgpconfiguration")?, "default", "").await?;
+    let number = configuration.and_then(|found| match found.spec.get("asNumber")? {
+        Value::String(text) => Some(text.clone()),
+        number => Some(number.to_string()),
+    });
+    let Some(number) = number else { return Ok(()) };
+    for bgp in nodes.iter_mut().filter_map(|node| node.spec.get_mut("bgp")?.as_object_mut()) {
+        bgp.entry("asNumber").or_insert_with(|| format!("({number})").into());
+    }
+    Ok(())
 }
 
 pub async fn by_file(

@@ -327,3 +327,18 @@ async fn a_file_that_is_not_there_is_named() {
     let error = write::from_files(&store, Verb::Apply, &[missing], "default").await.unwrap_err();
     assert!(format!("{error:#}").starts_with("/nonexistent/policies.yaml: No such file"), "{error:#}");
 }
+
+#[tokio::test]
+async fn nodes_without_an_as_number_show_the_clusters() {
+    let store = Memory::default();
+    let node = "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {name: n1}\nspec: {bgp: {ipv4Address: 10.0.0.1/24}}\n";
+    run(&store, Verb::Apply, node).await.unwrap();
+    let wide = |asn: &str| {
+        let pad = " ".repeat(asn.len() - 3);
+        format!("NAME   ASN{pad}   IPV4          IPV6\nn1     {asn}   10.0.0.1/24\n")
+    };
+    assert_eq!(get(&store, "node", &[], Output::Wide).await.unwrap(), wide("(64512)"));
+    let bgp = "apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\nmetadata: {name: default}\nspec: {asNumber: 63400}\n";
+    run(&store, Verb::Apply, bgp).await.unwrap();
+    assert_eq!(get(&store, "node", &["n1"], Output::Wide).await.unwrap(), wide("(63400)"));
+}

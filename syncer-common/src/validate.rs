@@ -10,3 +10,6 @@ mod value;
 
 pub use resource::{change, resource};
 pub use value::value;
+
+#[cfg(test)]
+mod tests;
