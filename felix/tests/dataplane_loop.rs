@@ -169,6 +169,13 @@ fn what_is_calculated_is_in_the_kernel_when_it_is_acknowledged() {
             assert!(now.contains(part), "{part} is missing:\n{now}");
         }
         assert_eq!(lab.sh("cat /proc/sys/net/ipv4/ip_forward").trim(), "1");
+        // A second opinion, from a crate that asks the kernel in its own way.
+        let mut other = iptables::new(false).unwrap();
+        other.cmd = if backend == Backend::Nft { "iptables-nft" } else { "iptables-legacy" };
+        for chain in ["cali-FORWARD", "cali-tw-cali1", "cali-pi-np/default/web", "cali-pri-open"] {
+            assert!(other.chain_exists("filter", chain).unwrap(), "{chain}");
+        }
+        assert!(!other.chain_exists("filter", "cali-tw-cali3").unwrap());
         let files = lab.sh(&format!("ls {}", lab.path().join("status/endpoint-status").display()));
         assert!(files.contains("k8s default%2Fweb eth0"), "{files}");
 

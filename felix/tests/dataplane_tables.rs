@@ -241,3 +241,54 @@ fn the_other_backends_leftovers_are_swept() {
         assert!(saved(&lab, Backend::Nft).contains("cali-pi-web"));
     });
 }
+
+/// Real programs, of which the first so many restores fail.
+struct Failing {
+    real: Arc<dyn felix::commands::Commands>,
+    failures: std::sync::atomic::AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl felix::commands::Commands for Failing {
+    async fn run(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+    ) -> Result<String, felix::commands::CommandError> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let due =
+            !stdin.is_empty() && self.failures.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
+        if due {
+            let stderr = "Resource temporarily unavailable".into();
+            return Err(felix::commands::CommandError::Failed { command: program.into(), status: 4, stderr });
+        }
+        self.real.run(program, args, stdin).await
+    }
+}
+
+#[test]
+fn a_failed_write_is_repeated_from_a_fresh_read() {
+    each_backend(async |lab, backend| {
+        for (failures, recovers) in [(2, true), (100, false)] {
+            let failing = Failing { real: lab.commands.clone(), failures: failures.into() };
+            let mut tables =
+                Tables::open(&(Arc::new(failing) as _), backend, &[IpVersion::V4]).await.unwrap();
+            let filter = tables.get_mut(IpVersion::V4, TableName::Filter).unwrap();
+            let hooks = Hooks { movable: vec![rule("", "cali-FORWARD")], last: Vec::new() };
+            filter.set_hooks(InsertMode::Insert, BTreeMap::from([("FORWARD".to_owned(), hooks)]));
+            filter.offer(
+                Owner::Static,
+                vec![
+                    chain("cali-FORWARD", vec![rule("", &format!("cali-x{failures}"))]),
+                    chain(&format!("cali-x{failures}"), Vec::new()),
+                ],
+                false,
+            );
+            let pass = tables.apply().await;
+            assert_eq!(pass.errors.is_empty(), recovers, "{:?}", pass.errors);
+            assert_eq!(tables.is_dirty(), !recovers);
+            assert_eq!(saved(&lab, backend).contains(&format!("cali-x{failures}")), recovers);
+        }
+    });
+}
