@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "backend/directory.rs"]
+mod directory;
 #[path = "backend/etcd.rs"]
 mod etcd;
 

@@ -1,261 +1,265 @@
-//! The manifests: what the folder says, and how an object is written into it.
+//! What the manifests of a folder hold now, compared with what the journal knows.
 //!
-//! A file counts once it has been quiet for a moment and every document in it can be read; until then what was known
-//! of it stands. A file that is gone takes its objects with it. An object that two files hold is that of the first one,
-//! by path.
+//! A file counts when it has rested for a moment and reads without errors. Until then, and where a file
+//! or a folder can not be read at all, the last good objects of it stand; each bad state of a file is
+//! reported once. Of two files with one object the later in the order of paths counts, as for a manifest
+//! reader.
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-
-use super::journal::{Stored, replace};
-use crate::apis::{ApiKind, DEFAULT_NAMESPACE, Resource};
+use super::journal::{Change, Object};
+use crate::apis::DEFAULT_NAMESPACE;
 use crate::backend::{Error, Result};
-use crate::manifests::{Document, is_manifest_name, numbered, read_text, split_documents, to_yaml};
+use crate::manifests::{is_manifest_name, numbered, read_text};
 
-/// An editor, or a copy, may still be at work on a file that changed this recently.
-const QUIET: Duration = Duration::from_millis(150);
+/// What a manifest holds, as the datastore has it: key → value.
+type Held = BTreeMap<String, String>;
 
-/// What tells a changed file from an unchanged one.
+/// Tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Print {
+struct Signature {
     inode: u64,
-    len: u64,
+    size: u64,
     modified: (i64, i64),
+    changed: (i64, i64),
 }
 
-#[derive(Debug)]
-struct Manifest {
-    print: Print,
-    /// By key: what the datastore holds. `None`: the file can not be read as it is.
-    objects: Option<BTreeMap<String, Bytes>>,
+struct Seen {
+    signature: Signature,
+    since: Instant,
+    reading: Reading,
 }
 
-/// The manifests below a folder, re-read where they changed.
-#[derive(Debug)]
-pub struct Folder {
-    dir: PathBuf,
-    manifests: BTreeMap<String, Manifest>,
-    /// Something was left for later: look again soon.
-    pub unsettled: bool,
+enum Reading {
+    /// Not yet: it may still be written to.
+    Fresh,
+    Good(Held),
+    Bad,
 }
 
-/// What the folder says that the journal does not, as changes.
-pub type Edits = Vec<(String, Option<(Bytes, String)>)>;
+/// What this process has seen of the folder.
+#[derive(Default)]
+pub(super) struct Folder {
+    files: HashMap<String, Seen>,
+    /// Files of known objects that are not there, and since when.
+    missing: HashMap<String, Instant>,
+    problems: BTreeMap<String, String>,
+}
+
+pub(super) struct Scan {
+    pub(super) changes: Vec<Change>,
+    /// Something has not rested yet: look again.
+    pub(super) unsettled: bool,
+}
 
 impl Folder {
-    pub fn new(dir: PathBuf) -> Self {
-        Folder { dir, manifests: BTreeMap::new(), unsettled: false }
+    /// What is wrong with which file.
+    pub(super) fn problems(&self) -> Vec<(PathBuf, String)> {
+        self.problems.iter().map(|(file, reason)| (PathBuf::from(file), reason.clone())).collect()
     }
 
-    /// Compares the manifests with the objects that are known.
-    pub fn edits(&mut self, known: &BTreeMap<String, Stored>) -> std::io::Result<Edits> {
-        self.unsettled = false;
-        let mut paths = Vec::new();
-        collect(&self.dir, &mut paths)?;
-        let mut waiting = std::collections::BTreeSet::new();
-        let mut present = std::collections::BTreeSet::new();
-        for path in &paths {
-            let name = self.name(path);
-            // It may go while we look: then it is gone.
-            let Ok(metadata) = path.metadata() else { continue };
-            present.insert(name.clone());
-            let print = Print {
-                inode: metadata.ino(),
-                len: metadata.len(),
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-            };
-            if self.manifests.get(&name).is_some_and(|manifest| manifest.print == print) {
+    /// Files that hold the object, as far as they were read.
+    pub(super) fn holding(&self, key: &str) -> BTreeSet<String> {
+        let holds = |seen: &Seen| matches!(&seen.reading, Reading::Good(held) if held.contains_key(key));
+        self.files.iter().filter(|(_, seen)| holds(seen)).map(|(file, _)| file.clone()).collect()
+    }
+
+    /// Compares the folder with `known`. The caller holds the lock.
+    pub(super) fn scan(
+        &mut self,
+        root: &Path,
+        known: &BTreeMap<String, Object>,
+        rest: Duration,
+    ) -> Result<Scan> {
+        let mut walk = Walk::default();
+        walk.dir(root, "").map_err(|error| Error::Unavailable {
+            what: format!("reading folder {}", root.display()),
+            reason: error.to_string(),
+        })?;
+        for (path, reason) in &walk.unreadable {
+            if self.problems.insert(path.clone(), reason.clone()).as_ref() != Some(reason) {
+                tracing::error!(path, reason, "can not be looked at; its last good objects stand");
+            }
+        }
+        for (file, signature) in &walk.files {
+            self.read(root, file, *signature, rest);
+        }
+        self.files.retain(|file, _| walk.files.contains_key(file));
+        self.problems.retain(|path, _| walk.files.contains_key(path) || walk.unreadable.contains_key(path));
+        let gone = self.gone(known, &walk, rest);
+        Ok(self.compare(known, &walk, &gone))
+    }
+
+    fn read(&mut self, root: &Path, file: &str, signature: Signature, rest: Duration) {
+        let now = Instant::now();
+        let fresh = || Seen { signature, since: now, reading: Reading::Fresh };
+        let seen = self.files.entry(file.to_owned()).or_insert_with(fresh);
+        if seen.signature != signature {
+            *seen = fresh();
+        }
+        let rested = seen.since.elapsed() >= rest || signature.age() >= rest;
+        if !matches!(seen.reading, Reading::Fresh) || !rested {
+            return;
+        }
+        let text = read_text(&root.join(file)).map_err(|error| error.to_string());
+        seen.reading = match text.and_then(|text| objects_of(&text)) {
+            Ok(held) => {
+                if self.problems.remove(file).is_some() {
+                    tracing::info!(file, "manifest is readable again");
+                }
+                Reading::Good(held)
+            }
+            Err(reason) => {
+                tracing::error!(file, reason, "manifest is not readable; its last good objects stand");
+                self.problems.insert(file.to_owned(), reason);
+                Reading::Bad
+            }
+        };
+    }
+
+    /// Files of known objects that have been away for long enough. An editor that replaces a file may remove
+    /// it for a moment.
+    fn gone(&mut self, known: &BTreeMap<String, Object>, walk: &Walk, rest: Duration) -> BTreeSet<String> {
+        let absent: BTreeSet<&String> = known
+            .values()
+            .filter_map(|object| object.file.as_ref())
+            .filter(|file| !walk.knows(file))
+            .collect();
+        self.missing.retain(|file, _| absent.contains(file));
+        for file in absent {
+            self.missing.entry(file.clone()).or_insert_with(Instant::now);
+        }
+        self.missing
+            .iter()
+            .filter(|(_, since)| since.elapsed() >= rest)
+            .map(|(file, _)| file.clone())
+            .collect()
+    }
+
+    fn compare(&self, known: &BTreeMap<String, Object>, walk: &Walk, gone: &BTreeSet<String>) -> Scan {
+        // key → (file, value) as the folder has it; later files count.
+        let mut wanted: BTreeMap<&str, (&str, &[u8])> = BTreeMap::new();
+        for file in walk.files.keys() {
+            let Some(Seen { reading: Reading::Good(held), .. }) = self.files.get(file) else { continue };
+            for (key, value) in held {
+                wanted.insert(key, (file, value.as_bytes()));
+            }
+        }
+        // What stands because its file can not say.
+        for (key, object) in known {
+            let Some(file) = object.file.as_deref() else { continue };
+            let good = matches!(self.files.get(file), Some(Seen { reading: Reading::Good(_), .. }));
+            if !good
+                && !gone.contains(file)
+                && wanted.get(key.as_str()).is_none_or(|(other, _)| *other < file)
+            {
+                wanted.insert(key, (file, &object.item.value));
+            }
+        }
+        let mut changes = Vec::new();
+        for (key, object) in known {
+            if object.file.is_some() && !wanted.contains_key(key.as_str()) {
+                changes.push(Change { key: key.clone(), value: None, file: None });
+            }
+        }
+        for (key, (file, value)) in wanted {
+            let same = known.get(key).is_some_and(|object| {
+                object.file.as_deref() == Some(file) && same_json(&object.item.value, value)
+            });
+            if !same {
+                let value = Some(String::from_utf8_lossy(value).into_owned());
+                changes.push(Change { key: key.to_owned(), value, file: Some(file.to_owned()) });
+            }
+        }
+        changes.sort_by(|a, b| a.key.cmp(&b.key));
+        let fresh = self.files.values().any(|seen| matches!(seen.reading, Reading::Fresh));
+        Scan { changes, unsettled: fresh || self.missing.len() > gone.len() }
+    }
+}
+
+impl Signature {
+    /// Time since the last change, as far as the clocks tell; a file from the future has no age.
+    fn age(self) -> Duration {
+        let (seconds, nanos) = self.changed.max(self.modified);
+        let Ok(seconds) = u64::try_from(seconds) else { return Duration::ZERO };
+        let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, u32::try_from(nanos).unwrap_or(0));
+        at.elapsed().unwrap_or(Duration::ZERO)
+    }
+}
+
+pub(super) fn same_json(a: &[u8], b: &[u8]) -> bool {
+    let parse = |bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok();
+    a == b || matches!((parse(a), parse(b)), (Some(a), Some(b)) if a == b)
+}
+
+/// What a manifest holds. Any bad part makes the whole file wait: what is missing from it may only be
+/// unreadable.
+pub(super) fn objects_of(text: &str) -> std::result::Result<Held, String> {
+    let mut held = Held::new();
+    for object in numbered(text, DEFAULT_NAMESPACE) {
+        let (number, resource) = object.map_err(|error| error.to_string())?;
+        let key = resource.key_path().map_err(|error| format!("document {number}: {error}"))?;
+        let value = String::from_utf8(resource.to_stored()).map_err(|error| error.to_string())?;
+        held.insert(key, value);
+    }
+    Ok(held)
+}
+
+#[derive(Default)]
+struct Walk {
+    files: BTreeMap<String, Signature>,
+    /// Folders and files that refuse to be looked at, and why.
+    unreadable: BTreeMap<String, String>,
+}
+
+impl Walk {
+    /// Whether the file is there, or may be.
+    fn knows(&self, file: &str) -> bool {
+        let inside =
+            |dir: &str| file == dir || file.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'));
+        self.files.contains_key(file) || self.unreadable.keys().any(|dir| inside(dir))
+    }
+
+    fn dir(&mut self, dir: &Path, within: &str) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') {
                 continue;
             }
-            let age = metadata.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-            if age.is_some_and(|age| age < QUIET) {
-                self.unsettled = true;
-                waiting.insert(name);
-                continue;
-            }
-            let objects = read(path);
-            self.manifests.insert(name, Manifest { print, objects });
-        }
-        self.manifests.retain(|name, _| present.contains(name));
-        waiting
-            .extend(self.manifests.iter().filter(|(_, m)| m.objects.is_none()).map(|(name, _)| name.clone()));
-        Ok(self.compare(known, &waiting))
-    }
-
-    fn compare(
-        &self,
-        known: &BTreeMap<String, Stored>,
-        waiting: &std::collections::BTreeSet<String>,
-    ) -> Edits {
-        let mut edits = Edits::new();
-        let mut said: BTreeMap<&str, (&Bytes, &str)> = BTreeMap::new();
-        for (name, manifest) in self.manifests.iter().filter(|(name, _)| !waiting.contains(*name)) {
-            for (key, value) in manifest.objects.iter().flatten() {
-                said.entry(key).or_insert((value, name));
+            let relative = if within.is_empty() { name } else { format!("{within}/{name}") };
+            if let Err(error) = self.entry(&entry, &relative)
+                && error.kind() != ErrorKind::NotFound
+            {
+                self.unreadable.insert(relative, error.to_string());
             }
         }
-        for (key, (value, file)) in &said {
-            // While the file that holds an object waits, another one's word on it waits too.
-            let other =
-                known.get(*key).is_some_and(|stored| stored.file != *file && waiting.contains(&stored.file));
-            let same = known.get(*key).is_some_and(|stored| stored.object.value == **value);
-            if !same && !other {
-                edits.push(((*key).to_owned(), Some(((*value).clone(), (*file).to_owned()))));
-            }
-        }
-        for (key, stored) in known {
-            if !said.contains_key(key.as_str()) && !waiting.contains(&stored.file) {
-                edits.push((key.clone(), None));
-            }
-        }
-        edits
-    }
-
-    /// Writes an object into its file: the one that holds it, or one of its own. Returns the file's name.
-    pub fn write(&mut self, resource: &Resource, holder: Option<&str>) -> Result<String> {
-        let name = holder.map_or_else(|| own_file(resource), Into::into);
-        let path = self.dir.join(&name);
-        let wanted = resource.key_path().map_err(|error| invalid(&name, error))?;
-        let text = match holder {
-            Some(_) if path.exists() => edit(&path, &wanted, Some(resource))?,
-            _ => to_yaml(resource),
-        };
-        self.put(&name, &text)?;
-        Ok(name)
-    }
-
-    /// Takes an object out of its file; the file goes with its last one.
-    pub fn remove(&mut self, key: &str, holder: &str) -> Result<()> {
-        let path = self.dir.join(holder);
-        if !path.exists() {
-            return Ok(());
-        }
-        let text = edit(&path, key, None)?;
-        if split_documents(&text).is_empty() {
-            std::fs::remove_file(&path).map_err(|error| unavailable(holder, error))?;
-            self.manifests.remove(holder);
-            return Ok(());
-        }
-        self.put(holder, &text)
-    }
-
-    fn put(&mut self, name: &str, text: &str) -> Result<()> {
-        let path = self.dir.join(name);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| unavailable(name, error))?;
-        }
-        replace(&path, &[text.to_owned()]).map_err(|error| unavailable(name, error))?;
-        // Our own writes need no quiet moment.
-        let metadata = path.metadata().map_err(|error| unavailable(name, error))?;
-        let print = Print {
-            inode: metadata.ino(),
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        };
-        self.manifests.insert(name.to_owned(), Manifest { print, objects: read(&path) });
         Ok(())
     }
 
-    fn name(&self, path: &Path) -> String {
-        path.strip_prefix(&self.dir).unwrap_or(path).to_string_lossy().into_owned()
-    }
-}
-
-/// The manifests below a folder, hidden files and folders apart.
-fn collect(dir: &Path, paths: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
+    fn entry(&mut self, entry: &std::fs::DirEntry, relative: &str) -> std::io::Result<()> {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
+        // Links to folders are not followed: they may lead back here.
         if entry.file_type()?.is_dir() {
-            collect(&path, paths)?;
-        } else if is_manifest_name(&path) {
-            paths.push(path);
+            return self.dir(&path, relative);
         }
-    }
-    Ok(())
-}
-
-/// Every object of a file, or nothing while one of them can not be read. Said once a change of the file.
-fn read(path: &Path) -> Option<BTreeMap<String, Bytes>> {
-    let text = match read_text(path) {
-        Ok(text) => text,
-        Err(error) => {
-            tracing::warn!(%error, "manifest can not be read; what it held before stands");
-            return None;
+        if !is_manifest_name(&path) {
+            return Ok(());
         }
-    };
-    let mut objects = BTreeMap::new();
-    for object in numbered(&text, DEFAULT_NAMESPACE) {
-        let keyed = object.map_err(|error| error.to_string()).and_then(|(document, resource)| {
-            let key = resource.key_path().map_err(|error| format!("document {document}: {error}"))?;
-            Ok((key, Bytes::from(resource.to_stored())))
-        });
-        match keyed {
-            Ok((key, value)) => drop(objects.entry(key).or_insert(value)),
-            Err(reason) => {
-                tracing::warn!(file = %path.display(), reason, "manifest has a mistake; what it held before stands");
-                return None;
-            }
+        let metadata = std::fs::metadata(&path)?;
+        if metadata.is_file() {
+            let signature = Signature {
+                inode: metadata.ino(),
+                size: metadata.size(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+                changed: (metadata.ctime(), metadata.ctime_nsec()),
+            };
+            self.files.insert(relative.to_owned(), signature);
         }
+        Ok(())
     }
-    Some(objects)
-}
-
-/// The text of a file with one object replaced or taken out. Other documents stay as they were written.
-fn edit(path: &Path, key: &str, with: Option<&Resource>) -> Result<String> {
-    let name = path.display().to_string();
-    let text = read_text(path).map_err(|error| invalid(&name, error))?;
-    let mut documents: BTreeMap<usize, Vec<Resource>> = BTreeMap::new();
-    for object in numbered(&text, DEFAULT_NAMESPACE) {
-        let (document, resource) = object.map_err(|error| invalid(&name, error))?;
-        documents.entry(document).or_default().push(resource);
-    }
-    let mut pieces = Vec::new();
-    for Document { number, text } in split_documents(&text) {
-        let objects = documents.remove(&number).unwrap_or_default();
-        if !objects.iter().any(|object| object.key_path().is_ok_and(|path| path == key)) {
-            pieces.push(without_marker(text).to_owned());
-            continue;
-        }
-        // The document that holds it: a list falls apart into its objects.
-        for object in &objects {
-            match object.key_path() {
-                Ok(path) if path == key => pieces.extend(with.map(to_yaml)),
-                _ => pieces.push(to_yaml(object)),
-            }
-        }
-    }
-    Ok(pieces.join("---\n"))
-}
-
-fn without_marker(text: &str) -> &str {
-    match text.split_once('\n') {
-        Some((first, rest)) if first.trim_end() == "---" => rest,
-        _ => text,
-    }
-}
-
-/// Where a new object goes: `<plural>/<namespace.><name>.yaml`.
-fn own_file(resource: &Resource) -> String {
-    let plural = ApiKind::by_kind(&resource.kind).map_or("other", |kind| kind.plural);
-    let name = resource.stored_name().replace('/', "_");
-    match resource.metadata.namespace.as_str() {
-        "" => format!("{plural}/{name}.yaml"),
-        namespace => format!("{plural}/{namespace}.{name}.yaml"),
-    }
-}
-
-fn invalid(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::Invalid { what: what.to_owned(), reason: error.to_string() }
-}
-
-pub(super) fn unavailable(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::Unavailable { what: what.to_owned(), reason: error.to_string() }
 }
