@@ -13,11 +13,14 @@ use crate::lab::Lab;
 use crate::probe::within;
 
 const PERIOD: Duration = Duration::from_millis(10);
+/// A shorter flow would prove nothing.
+const SHORTEST: Duration = Duration::from_secs(3);
 /// How long after the last packet an answer may still come.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// A running flow; `finish` stops it and says what was lost.
 pub struct Flow {
+    started: Instant,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Result<Report>>>,
 }
@@ -59,10 +62,12 @@ impl Flow {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = stop.clone();
         let thread = within(&lab.locate(from).0, move || run(to, &seen));
-        Flow { stop, thread }
+        Flow { started: Instant::now(), stop, thread }
     }
 
+    /// Stops it, after at least [`SHORTEST`]: what the fault did may show late.
     pub fn finish(self) -> Result<Report> {
+        std::thread::sleep(SHORTEST.saturating_sub(self.started.elapsed()));
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the flow panicked"))??
     }
