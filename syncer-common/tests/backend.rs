@@ -1,6 +1,8 @@
 //! What every datastore promises, checked on each kind: a real etcd, and a folder of manifests. What only
 //! etcd can do is in `backend/etcd.rs`, what only a folder can do in `backend/directory.rs`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 #[path = "backend/directory.rs"]

@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,7 @@ struct Shared {
     root: PathBuf,
     options: DirectoryOptions,
     replica: Mutex<Option<Replica>>,
+    looks: AtomicU64,
 }
 
 struct Replica {
@@ -76,6 +78,7 @@ struct Replica {
 impl Shared {
     /// Runs `work` under the lock of the folder, with everything that happened before taken in.
     fn with<T>(&self, work: impl FnOnce(&mut Replica, &Path) -> Result<T>) -> Result<T> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         let mut slot = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock = journal::lock(&self.root)?;
         let replica = match slot.as_mut() {
@@ -121,12 +124,19 @@ impl DirectoryStore {
         tokio::fs::create_dir_all(path.join(STATE_DIR)).await.map_err(invalid)?;
         // The same folder when the working directory changes.
         let root = tokio::fs::canonicalize(&path).await.map_err(invalid)?;
-        Ok(Self { shared: Arc::new(Shared { root, options, replica: Mutex::new(None) }) })
+        Ok(Self {
+            shared: Arc::new(Shared { root, options, replica: Mutex::new(None), looks: AtomicU64::new(0) }),
+        })
     }
 
     /// Files (relative) whose content can not be used, and why.
     pub async fn problems(&self) -> Result<Vec<(PathBuf, String)>> {
         self.blocking(|replica, _| Ok(replica.folder.problems())).await
+    }
+
+    /// How often the folder was read.
+    pub fn looks(&self) -> u64 {
+        self.shared.looks.load(Ordering::Relaxed)
     }
 
     async fn blocking<T: Send + 'static>(

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use syncer_common::backend::directory::{DirectoryOptions, DirectoryStore};
-use syncer_common::backend::{Datastore, Error, Revision};
+use syncer_common::backend::{Datastore, Error, Event, Revision, WatchItem};
 
 use crate::support::{State, eventually, key, net, next, value};
 
@@ -187,6 +188,69 @@ async fn edit_by_hand_is_not_overwritten_by_a_write() {
     let refused = store.replace(&key("a"), value("a", "10.1.0.0/24"), created).await;
     assert!(matches!(refused, Err(Error::Conflict { .. })), "{refused:?}");
     assert!(std::fs::read_to_string(&file).unwrap().contains("10.6.0.0/24"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn editor_that_replaces_a_file_deletes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = DirectoryOptions { rest: Duration::from_millis(500), ..OPTIONS };
+    let store = DirectoryStore::open_with(dir.path().to_owned(), options).await.unwrap();
+    let file = dir.path().join("a.yaml");
+    std::fs::write(&file, manifest("a", "10.0.0.0/24")).unwrap();
+    has(&store, "a", Some("10.0.0.0/24")).await;
+    let start = store.head().await.unwrap().revision;
+    let mut watch = store.watch(start).await.unwrap();
+    std::fs::remove_file(&file).unwrap();
+    store.head().await.unwrap();
+    std::fs::write(&file, manifest("a", "10.1.0.0/24")).unwrap();
+    let WatchItem::Events { events, .. } = next(&mut watch).await.unwrap() else { panic!("no events") };
+    assert!(matches!(&events[..], [Event::Put(item)] if net(item) == "10.1.0.0/24"), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_files_with_one_object_the_later_counts_until_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = replica(dir.path()).await;
+    std::fs::write(dir.path().join("b.yaml"), manifest("a", "10.2.0.0/24")).unwrap();
+    has(&store, "a", Some("10.2.0.0/24")).await;
+    std::fs::write(dir.path().join("a.yaml"), manifest("a", "10.1.0.0/24")).unwrap();
+    std::fs::write(dir.path().join("c.yaml"), manifest("a", "10.3.0.0/24")).unwrap();
+    has(&store, "a", Some("10.3.0.0/24")).await;
+    std::fs::remove_file(dir.path().join("c.yaml")).unwrap();
+    has(&store, "a", Some("10.2.0.0/24")).await;
+    store.delete(&key("a"), None).await.unwrap();
+    tokio::time::sleep(OPTIONS.rest * 3).await;
+    has(&store, "a", None).await;
+}
+
+/// Policies were once stored under another name than their own: a manifest can not say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn object_stored_under_an_old_name_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = replica(dir.path()).await;
+    let key = "/calico/resources/v3/projectcalico.org/globalnetworkpolicies/default.allow";
+    let text = r#"{"kind":"GlobalNetworkPolicy","apiVersion":"projectcalico.org/v3","metadata":{"name":"default.allow"},"spec":{"order":10}}"#;
+    let created = store.create(key, text.into()).await.unwrap();
+    tokio::time::sleep(OPTIONS.rest * 3).await;
+    let listing = replica(dir.path()).await.list(None).await.unwrap();
+    assert_eq!(listing.revision, created, "nothing was made of it by reading it");
+    assert_eq!(listing.items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), [key]);
+}
+
+/// Taking the lock, reading the journal and the manifests must not look like changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_folder_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = DirectoryOptions { rescan: Duration::from_secs(60), ..OPTIONS };
+    let store = DirectoryStore::open_with(dir.path().to_owned(), options).await.unwrap();
+    let created = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut watch = store.watch(created).await.unwrap();
+    let silent = tokio::time::timeout(OPTIONS.rest * 6, watch.next()).await;
+    assert!(silent.is_err());
+    let looks = store.looks();
+    let silent = tokio::time::timeout(OPTIONS.rest * 6, watch.next()).await;
+    assert!(silent.is_err());
+    assert_eq!(store.looks(), looks);
 }
 
 #[tokio::test(flavor = "multi_thread")]
