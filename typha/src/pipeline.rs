@@ -78,7 +78,7 @@ impl Pipeline {
                 cache.trim(now);
             }),
             SyncEvent::Disconnected { reason } => {
-                tracing::warn!(reason, "datastore does not answer; serving what is known");
+                tracing::debug!(reason, "datastore does not answer, serving what is known");
             }
         }
         self.measure(now);
@@ -116,11 +116,11 @@ impl Pipeline {
             self.delete(&gone, &mut updates);
         }
         let applied = self.cache.update(|cache| cache.apply_listing(listing.revision, updates, now));
-        tracing::info!(
+        tracing::debug!(
             revision = listing.revision,
             objects = self.objects.len(),
             changed = applied.changed,
-            "datastore listed"
+            "listing applied"
         );
         self.count(applied);
     }

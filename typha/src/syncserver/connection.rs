@@ -410,9 +410,8 @@ impl Connection {
         client.on_heard();
         match received.message {
             Some(client_message::Message::Ack(ack)) => {
-                if ack.epoch == self.context.cache.read().epoch() {
-                    client.on_ack(ack.seq);
-                }
+                let own = ack.epoch == self.context.cache.read().epoch();
+                client.on_ack(if own { ack.seq } else { 0 });
             }
             // Counted and logged; writing reports to the datastore is not part of this server yet.
             Some(client_message::Message::Report(report)) => {
