@@ -11,11 +11,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::require;
-use crate::backend::config::StoreConfig;
+use crate::backend::config::{EtcdConfig, StoreConfig};
 
 const READY: Duration = Duration::from_secs(30);
 /// Between choosing free ports and binding them another process may take one: then choose again.
 const ATTEMPTS: usize = 5;
+
+/// PEM files of a server and a client that trust one CA. The server's names 127.0.0.1.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    pub ca: PathBuf,
+    pub server_cert: PathBuf,
+    pub server_key: PathBuf,
+    pub client_cert: PathBuf,
+    pub client_key: PathBuf,
+}
 
 /// A single-member etcd cluster.
 pub struct EtcdServer {
@@ -24,6 +34,7 @@ pub struct EtcdServer {
     client_port: u16,
     peer_port: u16,
     extra: Vec<String>,
+    tls: Option<TlsFiles>,
     child: Option<Child>,
 }
 
@@ -38,6 +49,15 @@ impl EtcdServer {
 
     /// The same with more arguments, e.g. `--max-request-bytes=8388608`.
     pub async fn start_with(extra: &[&str]) -> Option<Self> {
+        Self::launch(extra, None).await
+    }
+
+    /// With TLS: it asks clients for a certificate.
+    pub async fn start_tls(tls: TlsFiles) -> Option<Self> {
+        Self::launch(&[], Some(tls)).await
+    }
+
+    async fn launch(extra: &[&str], tls: Option<TlsFiles>) -> Option<Self> {
         let program = require::program("etcd")?;
         for _ in 0..ATTEMPTS {
             let mut server = Self {
@@ -46,6 +66,7 @@ impl EtcdServer {
                 client_port: free_port(),
                 peer_port: free_port(),
                 extra: extra.iter().map(|argument| (*argument).to_owned()).collect(),
+                tls: tls.clone(),
                 child: None,
             };
             if server.try_restart().await {
@@ -57,11 +78,18 @@ impl EtcdServer {
 
     /// `http://127.0.0.1:port`; the same after `restart`.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client_port)
     }
 
     pub fn config(&self) -> StoreConfig {
-        StoreConfig::etcd([self.endpoint()])
+        let mut config = EtcdConfig { endpoints: vec![self.endpoint()], ..EtcdConfig::default() };
+        if let Some(tls) = &self.tls {
+            config.ca_file = Some(tls.ca.clone());
+            config.cert_file = Some(tls.client_cert.clone());
+            config.key_file = Some(tls.client_key.clone());
+        }
+        StoreConfig::Etcd(config)
     }
 
     /// Ends it in good order; its data stays for `restart`.
@@ -126,7 +154,13 @@ impl EtcdServer {
     fn spawn(&mut self) -> io::Result<()> {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"))?;
         let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.peer_port));
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.server_cert).arg("--key-file").arg(&tls.server_key);
+        }
+        let child = command
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .args(["--name", "test", "--initial-cluster", &format!("test={peer}")])
@@ -161,10 +195,7 @@ impl EtcdServer {
     }
 
     async fn answers(&self) -> bool {
-        let attempt = async {
-            let mut client = etcd_client::Client::connect([self.endpoint()], None).await.ok()?;
-            client.get("/", None).await.ok()
-        };
+        let attempt = async { crate::backend::config::open(&self.config()).await.ok()?.head().await.ok() };
         matches!(tokio::time::timeout(Duration::from_secs(1), attempt).await, Ok(Some(_)))
     }
 }

@@ -9,7 +9,7 @@ use etcd_client::{Client, Txn, TxnOp};
 use syncer_common::backend::config::{EtcdConfig, StoreConfig, open};
 use syncer_common::backend::{Datastore, Error, Event, WatchItem};
 use syncer_common::syncer::{self, SyncEvent};
-use syncer_common::testing::etcd::{EtcdServer, free_port};
+use syncer_common::testing::etcd::{EtcdServer, TlsFiles, free_port};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -303,4 +303,73 @@ async fn user_and_password_are_used() {
     assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
     let wrong = open(&with("wrong")).await.unwrap().head().await;
     assert!(matches!(wrong, Err(Error::Invalid { .. })), "{wrong:?}");
+}
+
+/// A CA, and a server and a client that it vouches for.
+fn certificates(dir: &std::path::Path) -> Option<TlsFiles> {
+    let openssl = syncer_common::testing::require::program("openssl")?;
+    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    let run = |arguments: &str| {
+        let mut command = std::process::Command::new(&openssl);
+        let output = command.current_dir(dir).args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem");
+    for name in ["server", "client"] {
+        run(&format!("req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+        run(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out {name}.pem"
+        ));
+    }
+    let file = |name: &str| dir.join(name);
+    Some(TlsFiles {
+        ca: file("ca.pem"),
+        server_cert: file("server.pem"),
+        server_key: file("server.key"),
+        client_cert: file("client.pem"),
+        client_key: file("client.key"),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_prove_themselves_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(files) = certificates(dir.path()) else { return };
+    let Some(server) = EtcdServer::start_tls(files.clone()).await else { return };
+    let store = open(&server.config()).await.unwrap();
+    let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut watch = store.watch(revision).await.unwrap();
+    store.delete(&key("a"), None).await.unwrap();
+    assert!(next(&mut watch).await.is_ok());
+
+    let anonymous = EtcdConfig {
+        endpoints: vec![server.endpoint()],
+        ca_file: Some(files.ca.clone()),
+        ..EtcdConfig::default()
+    };
+    let refused = open(&StoreConfig::Etcd(anonymous.clone())).await.unwrap().head().await;
+    assert!(refused.is_err(), "{refused:?}");
+    let other = tempfile::tempdir().unwrap();
+    let Some(strangers) = certificates(other.path()) else { return };
+    let deceived = EtcdConfig {
+        ca_file: Some(strangers.ca),
+        cert_file: Some(files.client_cert),
+        key_file: Some(files.client_key),
+        ..anonymous
+    };
+    let refused = open(&StoreConfig::Etcd(deceived)).await.unwrap().head().await;
+    assert!(refused.is_err(), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_endpoint_is_passed_over() {
+    let Some((paused, _)) = etcd(&[]).await else { return };
+    let Some((server, _)) = etcd(&[]).await else { return };
+    let store = open(&StoreConfig::etcd([paused.endpoint(), server.endpoint()])).await.unwrap();
+    store.head().await.unwrap();
+    paused.pause();
+    store.head().await.unwrap();
+    store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let other = open(&server.config()).await.unwrap();
+    assert!(other.get(&key("a")).await.unwrap().is_some());
 }
