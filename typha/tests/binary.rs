@@ -12,6 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::*;
+use proto::sync::sync_client::SyncClient;
+use proto::sync::{ClientMessage, Token, client_message, server_message};
 use syncer_common::model::{Key, Kind, Value};
 
 const POOL: &str = r#"{"kind":"IPPool","apiVersion":"projectcalico.org/v3","metadata":{"name":"pool"},"spec":{"cidr":"10.65.0.0/16"}}"#;
@@ -172,28 +174,67 @@ async fn etcd_is_served_and_what_cannot_be_read_keeps_its_last_value() {
 #[tokio::test]
 async fn directory_is_served_alike_by_two_replicas() {
     let store = tempfile::tempdir().unwrap();
-    write_pool(store.path());
+    write_pool(store.path(), "10.65.0.0/16");
     let path = store.path().display().to_string();
     let settings = [("TYPHA_DATASTORETYPE", "directory"), ("TYPHA_DIRECTORY", path.as_str())];
-    let replicas = [Typha::start(&settings), Typha::start(&settings)];
+    let mut replicas = [Typha::start(&settings), Typha::start(&settings)];
     for replica in &replicas {
         replica.ready().await;
     }
-    for (n, replica) in replicas.iter().enumerate() {
-        let agent = Agent::start_on(&format!("node-{n}"), &[replica.server.to_string()], "confd");
-        eventually("the pool", || holds_pool(&agent)).await;
-        assert!(
-            agent
-                .look()
-                .state
-                .keys()
-                .all(|key| Kind::of(key).is_some_and(|kind| Kind::CONFD.contains(&kind)))
-        );
+    let servers: Vec<String> = replicas.iter().map(|replica| replica.server.to_string()).collect();
+    let agent = Agent::start(&servers, "confd");
+    eventually("the pool", || holds_pool(&agent)).await;
+    for (cidr, held) in [("10.66.0.0/16", false), ("10.65.0.0/16", true)] {
+        write_pool(store.path(), cidr);
+        eventually("the edit", || agent.look().in_sync == 1 && holds_pool(&agent) == held).await;
+    }
+    assert!(
+        agent.look().state.keys().all(|key| Kind::of(key).is_some_and(|kind| Kind::CONFD.contains(&kind)))
+    );
+
+    // Both say the same about where they are and how they came there, so either can take over from the other.
+    let mut tokens = Vec::new();
+    for replica in &replicas {
+        let mut token = None;
+        eventually_async("the same revision on both", async || {
+            let now = token_of(replica.server).await;
+            let caught_up = tokens.first().is_none_or(|first: &Token| first.sources == now.sources);
+            token = Some(now);
+            caught_up
+        })
+        .await;
+        tokens.extend(token);
+    }
+    assert_eq!((&tokens[0].history, &tokens[0].witness), (&tokens[1].history, &tokens[1].witness));
+
+    let connected = agent.look().connected.last().cloned();
+    let server = servers.iter().position(|server| Some(server) == connected.as_ref()).unwrap();
+    let before = agent.look().updates;
+    assert!(replicas[server].process.terminate().success());
+    std::fs::remove_file(store.path().join("pool.yaml")).unwrap();
+    eventually("the deletion, through the other", || agent.look().state.is_empty()).await;
+    assert_eq!((agent.look().updates, agent.look().spurious.len()), (before + 1, 0));
+}
+
+/// The token of the first cut of a new stream.
+async fn token_of(server: SocketAddr) -> Token {
+    let channel = tonic::transport::Channel::from_shared(format!("http://{server}")).unwrap();
+    let first = client_message::Message::Hello(hello());
+    let up = tokio_stream::iter([ClientMessage { message: Some(first) }]);
+    let mut client = SyncClient::new(channel.connect().await.unwrap());
+    let mut down = client.stream(up).await.unwrap().into_inner();
+    loop {
+        let message = patiently(down.message()).await.unwrap().unwrap().message;
+        if let Some(server_message::Message::Cut(cut)) = message {
+            return cut.token.unwrap();
+        }
     }
 }
 
-fn write_pool(store: &Path) {
-    let manifest = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.65.0.0/16}\n";
+fn write_pool(store: &Path, cidr: &str) {
+    let manifest = format!(
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: pool}}\nspec: {{cidr: {cidr}}}\n"
+    );
     std::fs::write(store.join("pool.yaml"), manifest).unwrap();
 }
 
