@@ -13,6 +13,11 @@ use crate::backend::{Datastore, Error, Revision, Watch, WatchItem};
 /// A watch that lived so long was a good one: the next failure is a new one.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// How long the watch may take from a listing in the past to the revision that was the newest at the start. A
+/// server that reports progress only now and then (etcd before 3.4.25), and whose newest revision is not of ours,
+/// would otherwise leave it unproven for minutes: listing the newest revision proves it at once.
+const CATCH_UP: Duration = Duration::from_secs(3);
+
 /// What the reads beside the watch say about the datastore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Health {
@@ -54,11 +59,20 @@ pub(super) struct Machine {
     down: bool,
     /// Listings in a row that ended in compaction.
     compactions: u32,
+    /// The newest revision at the start, until it is reached.
+    target: Revision,
 }
 
 impl Machine {
     pub(super) fn new(health: watch::Receiver<Health>) -> Self {
-        Self { state: State::Start, backoff: Backoff::default(), health, down: false, compactions: 0 }
+        Self {
+            state: State::Start,
+            backoff: Backoff::default(),
+            health,
+            down: false,
+            compactions: 0,
+            target: 0,
+        }
     }
 
     pub(super) async fn step(&mut self, store: &dyn Datastore) -> Option<SyncEvent> {
@@ -68,6 +82,7 @@ impl Machine {
                     let at = head.revision.saturating_sub(HISTORY).max(1).min(head.revision);
                     // An empty history has no revision to list at.
                     let at = (at > 0).then_some(at);
+                    self.target = head.revision;
                     (Some(SyncEvent::Proof(head)), State::List { at })
                 }
                 Err(error) => self.failed(error, State::Start),
@@ -153,6 +168,11 @@ impl Machine {
                 what: "watch".into(),
                 reason: format!("reads fail as well: {lost}"),
             })),
+            () = tokio::time::sleep_until(since + CATCH_UP), if after < self.target => {
+                tracing::info!(at = after, newest = self.target, "the watch proves nothing newer; listing the newest revision");
+                self.target = 0;
+                return (None, State::List { at: None });
+            }
             () = tokio::time::sleep_until(since + SETTLED), if since.elapsed() < SETTLED => {
                 // Quiet, but alive: what fails from now on is another outage.
                 if matches!(*self.health.borrow(), Health::Proven) {

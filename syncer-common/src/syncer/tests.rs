@@ -176,12 +176,21 @@ async fn failed_watch_resumes_where_it_was_and_reports_one_outage() {
             Ok(vec![event(5), Err(unavailable())]),
             Err(unavailable()),
             Err(unavailable()),
-            Ok(vec![event(7)]),
+            Ok(vec![event(10)]),
         ]);
     });
     let seen = observe(store.clone(), Duration::from_secs(4)).await;
-    assert_eq!(seen, ["snapshot 1 h1", "events 5 1", "disconnected", "events 7 1"]);
+    assert_eq!(seen, ["snapshot 1 h1", "events 5 1", "disconnected", "events 10 1"]);
     assert_eq!(store.asked(), ["list:1", "watch:1", "watch:5", "watch:5", "watch:5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn watch_that_does_not_reach_the_first_proof_lists_the_newest_revision_once() {
+    // As on a shared etcd whose newest revision is somebody else's: no event and no progress will come.
+    let store = Scripted::new(10).with(|script| script.lists.extend([Ok(1), Ok(10)]));
+    let seen = observe(store.clone(), Duration::from_secs(30)).await;
+    assert_eq!(seen, ["snapshot 1 h1", "snapshot 10 h1"]);
+    assert_eq!(store.asked(), ["list:1", "watch:1", "list:newest", "watch:10"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,11 +200,11 @@ async fn second_outage_is_reported_again() {
         script.watches.extend([
             Ok(vec![Err(unavailable())]),
             Ok(vec![Ok(WatchItem::Progress { revision: 6 }), Err(unavailable())]),
-            Ok(vec![event(7)]),
+            Ok(vec![event(10)]),
         ]);
     });
     let seen = observe(store.clone(), Duration::from_secs(4)).await;
-    assert_eq!(seen, ["snapshot 1 h1", "disconnected", "progress 6", "disconnected", "events 7 1"]);
+    assert_eq!(seen, ["snapshot 1 h1", "disconnected", "progress 6", "disconnected", "events 10 1"]);
 }
 
 #[tokio::test(start_paused = true)]
