@@ -25,8 +25,6 @@ pub struct Lab {
     pub dir: PathBuf,
     pub nodes: Vec<Node>,
     keep: bool,
-    /// Host-wide settings that we raised: file and value to put back.
-    raised: Vec<(PathBuf, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,7 +61,7 @@ impl Lab {
             bail!("lab '{prefix}' exists already: `make demo-down` (or a reboot) clears it");
         }
         std::fs::create_dir_all(&dir).context("create the lab's folder")?;
-        let mut lab = Lab { prefix: prefix.into(), dir, nodes: Vec::new(), keep: false, raised: Vec::new() };
+        let mut lab = Lab { prefix: prefix.into(), dir, nodes: Vec::new(), keep: false };
         lab.raise_neighbour_limits()?;
         let (fabric, control, outside) = (lab.ns("fabric"), lab.ns("ctl"), lab.ns("ext"));
         ip(None, &format!("netns add {fabric}\nnetns add {control}\nnetns add {outside}\n"))?;
@@ -216,19 +214,25 @@ impl Lab {
     }
 
     // The neighbour table is one for all namespaces, 1,024 entries by default: a mesh of some forty nodes
-    // overflows it. Put back on drop.
-    fn raise_neighbour_limits(&mut self) -> Result<()> {
+    // overflows it. What it was is noted in the lab's folder, for `down` to put back.
+    fn raise_neighbour_limits(&self) -> Result<()> {
+        let mut before = String::new();
         for (name, want) in [("gc_thresh3", 8192), ("gc_thresh2", 8192), ("gc_thresh1", 4096)] {
-            let file = PathBuf::from("/proc/sys/net/ipv4/neigh/default").join(name);
+            let file = Path::new(NEIGHBOURS).join(name);
             let old = std::fs::read_to_string(&file)?.trim().to_owned();
             if old.parse::<u32>().is_ok_and(|n| n < want) {
+                before += &format!("{name} {old}\n");
+                std::fs::write(self.dir.join(RAISED), &before)?;
                 std::fs::write(&file, want.to_string())?;
-                self.raised.push((file, old));
             }
         }
         Ok(())
     }
 }
+
+const NEIGHBOURS: &str = "/proc/sys/net/ipv4/neigh/default";
+/// In the lab's folder: the settings that it raised, and what they were.
+const RAISED: &str = "raised";
 
 impl Drop for Lab {
     fn drop(&mut self) {
@@ -238,13 +242,10 @@ impl Drop for Lab {
         if let Err(error) = down(&self.prefix) {
             eprintln!("lab {}: {error:#}", self.prefix);
         }
-        for (file, old) in &self.raised {
-            std::fs::write(file, old).ok();
-        }
     }
 }
 
-/// Kills what runs in a lab's namespaces, removes them and the lab's folder.
+/// Kills what runs in a lab's namespaces, removes them and the lab's folder, and puts host settings back.
 pub fn down(prefix: &str) -> Result<()> {
     let all = namespaces(prefix)?;
     for ns in &all {
@@ -252,7 +253,15 @@ pub fn down(prefix: &str) -> Result<()> {
     }
     let batch: String = all.iter().map(|ns| format!("netns del {ns}\n")).collect();
     ip(None, &batch)?;
-    std::fs::remove_dir_all(format!("/run/bulrush/{prefix}")).ok();
+    let dir = PathBuf::from(format!("/run/bulrush/{prefix}"));
+    for line in std::fs::read_to_string(dir.join(RAISED)).unwrap_or_default().lines() {
+        if let Some((name, old)) = line.split_once(' ') {
+            std::fs::write(Path::new(NEIGHBOURS).join(name), old)?;
+        }
+    }
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).context("remove the lab's folder")?;
+    }
     Ok(())
 }
 

@@ -81,6 +81,7 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
         println!("Nothing of the demo is left.");
         return Ok(());
     }
+    clean_up_when_interrupted()?;
     let begin = Instant::now();
     let store = match args.datastore {
         Datastore::Directory => Store::Directory,
@@ -137,6 +138,22 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
         ensure!(lab::namespaces(PREFIX)?.is_empty(), "some namespaces are left: make demo-down");
         println!("  {} everything is cleaned up", screen.green("✓"));
     }
+    Ok(())
+}
+
+/// Ctrl-C or SIGTERM: nothing is to be left behind.
+fn clean_up_when_interrupted() -> Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            eprintln!("\ninterrupted: cleaning up");
+            if let Err(error) = lab::down(PREFIX) {
+                eprintln!("{error:#}: `make demo-down` tries again");
+            }
+            std::process::exit(130);
+        }
+    });
     Ok(())
 }
 
