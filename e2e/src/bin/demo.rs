@@ -91,17 +91,17 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
     println!("{}", screen.bold("Bulrush: policy and routes from one datastore to every node's kernel"));
     println!(
         "
-      {}                one watch per typha
+     {:<28}one watch per typha
         |            |
-     typha-1      typha-2           one gRPC stream per agent
+     typha-1      typha-2        one gRPC stream per agent
         |  \\      /  |
-     n1: felix, confd, BIRD         routes, IP sets, iptables; BGP
+     n1: felix, confd, BIRD      routes, IP sets, iptables; BGP
      n2: felix, confd, BIRD
      n3: felix, confd, BIRD
 
    Each box is a network namespace on this machine; nothing leaves it.",
         match store {
-            Store::Etcd => "   etcd (real)  ",
+            Store::Etcd => "etcd",
             Store::Directory => "folder of manifests",
         }
     );

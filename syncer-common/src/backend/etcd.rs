@@ -164,7 +164,7 @@ impl EtcdStore {
         let (endpoint, client) = self.client().await.map_err(Failure::Connect)?;
         let result = match tokio::time::timeout(timeout, request(client)).await {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(error)) => Err(Failure::from(error)),
+            Ok(Err(error)) => Err(Failure::from(error).at(&self.shared.endpoints[endpoint])),
             Err(_) => Err(Failure::Timeout(timeout)),
         };
         match &result {

@@ -34,6 +34,14 @@ impl Failure {
         }
     }
 
+    /// Names the endpoint that failed.
+    pub(super) fn at(self, endpoint: &str) -> Self {
+        match self {
+            Failure::Endpoint(reason) => Failure::Endpoint(format!("{endpoint}: {reason}")),
+            other => other,
+        }
+    }
+
     /// `at` is the revision that was asked for.
     pub(super) fn into_error(self, what: String, at: Revision) -> Error {
         match self {
@@ -73,9 +81,18 @@ impl From<etcd_client::Error> for Failure {
             Code::OutOfRange | Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition => {
                 Failure::Refused(Refusal::Invalid, message.into())
             }
-            _ => Failure::Endpoint(chain(status)),
+            // The status itself prints everything it holds; what matters is its message and the root of it.
+            _ => Failure::Endpoint(match root(status) {
+                Some(cause) => format!("{message}: {cause}"),
+                None => message.into(),
+            }),
         }
     }
+}
+
+/// The last of an error's causes.
+fn root(error: &dyn std::error::Error) -> Option<String> {
+    std::iter::successors(error.source(), |cause| cause.source()).last().map(ToString::to_string)
 }
 
 /// An error with its causes: transport errors name the refused connection only in the last one.
@@ -105,6 +122,15 @@ mod tests {
         let compacted = failure(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
         assert!(!compacted.is_about_endpoint());
         assert!(matches!(compacted.into_error("list".into(), 7), Error::Compacted { compacted: 7 }));
+    }
+
+    #[test]
+    fn an_endpoint_that_fails_is_named() {
+        let failure = failure(Code::Unavailable, "tcp connect error").at("http://h:1");
+        assert_eq!(
+            failure.into_error("etcd read".into(), 0).to_string(),
+            "etcd read: http://h:1: tcp connect error"
+        );
     }
 
     #[test]
