@@ -130,9 +130,16 @@ impl EtcdServer {
         self.restart().await;
     }
 
-    /// Stops its clock (SIGSTOP): connections stay open, nothing answers.
-    pub fn pause(&self) {
+    /// Stops its clock (SIGSTOP): connections stay open, nothing answers. A signal reaches the threads one by
+    /// one, and until then they go on answering: this waits for the last of them.
+    pub async fn pause(&self) {
         self.signal(Signal::SIGSTOP);
+        let Some(child) = &self.child else { return };
+        let deadline = Instant::now() + READY;
+        while !all_threads_stopped(child.id()) {
+            assert!(Instant::now() < deadline, "etcd did not stop on SIGSTOP");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub fn resume(&self) {
@@ -204,6 +211,15 @@ impl Drop for EtcdServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether each thread is in state `T` (proc(5): the field after the parenthesised name).
+fn all_threads_stopped(pid: u32) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    tasks.flatten().all(|task| match std::fs::read_to_string(task.path().join("stat")) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')),
+        Err(_) => true,
+    })
 }
 
 /// A port that nobody listens on at this moment.

@@ -135,7 +135,7 @@ async fn paused_server_is_an_error_and_not_a_hang() {
     let Some((server, store)) = etcd(&[]).await else { return };
     let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
     let mut watch = store.watch(revision).await.unwrap();
-    server.pause();
+    server.pause().await;
     let began = Instant::now();
     let (a, b) = (key("a"), key("b"));
     let (head, write, read, watched) = tokio::join!(
@@ -367,7 +367,7 @@ async fn paused_endpoint_is_passed_over() {
     let Some((server, _)) = etcd(&[]).await else { return };
     let store = open(&StoreConfig::etcd([paused.endpoint(), server.endpoint()])).await.unwrap();
     store.head().await.unwrap();
-    paused.pause();
+    paused.pause().await;
     store.head().await.unwrap();
     store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
     let other = open(&server.config()).await.unwrap();
