@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
-use syncer_common::backend::{
-    Datastore, Error, Head, KeyValue, Listing, Result as StoreResult, Revision, Watch,
-};
+use syncer_common::backend::{Datastore, Error, KeyValue, Result as StoreResult, Revision, Source};
 
 use crate::write::Verb;
 use crate::{Output, get, write};
@@ -68,20 +66,8 @@ impl Memory {
 
 #[async_trait]
 impl Datastore for Memory {
-    fn source(&self) -> &'static str {
-        "memory"
-    }
-    async fn history(&self) -> StoreResult<String> {
-        Ok("memory".into())
-    }
-    async fn head(&self) -> StoreResult<Head> {
-        Ok(Head { revision: self.revision(), started: std::time::Instant::now() })
-    }
-    async fn list(&self, _at: Option<Revision>) -> StoreResult<Listing> {
-        Err(Error::Invalid { what: "list".into(), reason: "no command lists everything".into() })
-    }
-    async fn watch(&self, _after: Revision) -> StoreResult<Watch> {
-        Err(Error::Invalid { what: "watch".into(), reason: "no command watches".into() })
+    fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>> {
+        Vec::new()
     }
     async fn get(&self, key: &str) -> StoreResult<Option<KeyValue>> {
         Ok(self.with(|state| state.items.get(key).cloned()))

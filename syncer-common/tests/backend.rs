@@ -11,7 +11,7 @@ mod directory;
 mod etcd;
 
 use bytes::Bytes;
-use support::{State, key, net, next, subjects, value};
+use support::{OneSource, State, key, net, next, subjects, value};
 use syncer_common::backend::{Error, WatchItem};
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,7 +92,7 @@ async fn follow(config: StoreConfig, pipeline: Pipeline, stopped: CancellationTo
         () = stopped.cancelled() => return Ok(()),
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
-    tokio::join!(syncer::run(store, sender, stopped), pipeline.run(receiver));
+    tokio::join!(syncer::run(store.sources(), sender, stopped), pipeline.run(receiver));
     Ok(())
 }
 

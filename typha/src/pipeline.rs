@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use syncer_common::backend::{Event, Listing, Oversize};
+use syncer_common::backend::{Event, Finding, Listing};
 use syncer_common::model::{Key, Update};
 use syncer_common::processors::{ConversionError, Processors};
 use syncer_common::syncer::SyncEvent;
@@ -55,8 +55,8 @@ impl Pipeline {
     }
 
     /// Applies events until their source ends.
-    pub async fn run(mut self, mut events: mpsc::Receiver<SyncEvent>) {
-        while let Some(event) = events.recv().await {
+    pub async fn run(mut self, mut events: mpsc::Receiver<(usize, SyncEvent)>) {
+        while let Some((_, event)) = events.recv().await {
             self.on_event(event, Instant::now());
             // A long listing is applied in one piece; let the streams have their turn.
             tokio::task::yield_now().await;
@@ -107,9 +107,9 @@ impl Pipeline {
             }
             self.objects.insert(item.key, item.mod_revision);
         }
-        for Oversize { key, mod_revision } in listing.oversize {
+        for Finding { key, mod_revision, field, reason } in listing.findings {
             before.remove(&key);
-            self.refuse(&key, "value", "too large to be carried; the last good value stays in force");
+            self.refuse(&key, &field, &reason);
             self.objects.insert(key, mod_revision);
         }
         for gone in before.into_keys() {
@@ -129,14 +129,15 @@ impl Pipeline {
     fn on_events(&mut self, revision: u64, events: Vec<Event>, now: Instant) {
         let mut events = events.into_iter().peekable();
         while let Some(first) = events.next() {
-            let at = revision_of(&first);
+            let at = first.revision();
             let mut of_revision = vec![first];
-            while let Some(event) = events.next_if(|event| revision_of(event) == at) {
+            while let Some(event) = events.next_if(|event| event.revision() == at) {
                 of_revision.push(event);
             }
             let witness = event_hash(of_revision.iter().map(|event| match event {
                 Event::Put(object) => (object.key.as_str(), Some(&object.value[..])),
                 Event::Delete { key, .. } => (key.as_str(), None),
+                Event::Finding(finding) => (finding.key.as_str(), Some(&b""[..])),
             }));
             let mut updates = Vec::new();
             for event in of_revision {
@@ -148,6 +149,10 @@ impl Pipeline {
                     Event::Delete { key, .. } => {
                         self.objects.remove(&key);
                         self.delete(&key, &mut updates);
+                    }
+                    Event::Finding(Finding { key, mod_revision, field, reason }) => {
+                        self.refuse(&key, &field, &reason);
+                        self.objects.insert(key, mod_revision);
                     }
                 }
             }
@@ -217,13 +222,6 @@ impl Pipeline {
     }
 }
 
-fn revision_of(event: &Event) -> u64 {
-    match event {
-        Event::Put(object) => object.mod_revision,
-        Event::Delete { mod_revision, .. } => *mod_revision,
-    }
-}
-
 /// Whether an object that is stored as JSON is JSON at all. Keys of old releases hold other things; the
 /// processors know which of them to ignore.
 fn readable(path: &str, value: &[u8]) -> Result<(), serde_json::Error> {
@@ -265,7 +263,7 @@ mod tests {
 
     fn listing(revision: u64, items: Vec<KeyValue>) -> SyncEvent {
         SyncEvent::Snapshot {
-            listing: Listing { revision, items, oversize: Vec::new() },
+            listing: Listing { revision, items, findings: Vec::new() },
             history: "h".into(),
         }
     }
@@ -308,8 +306,13 @@ mod tests {
         let (mut pipeline, cache, intake) = pipeline();
         let now = Instant::now();
         pipeline.on_event(listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
-        let oversize = vec![Oversize { key: POOL.into(), mod_revision: 15 }];
-        let relisted = Listing { revision: 20, items: vec![], oversize };
+        let findings = vec![Finding {
+            key: POOL.into(),
+            mod_revision: 15,
+            field: "the value".into(),
+            reason: "too large".into(),
+        }];
+        let relisted = Listing { revision: 20, items: vec![], findings };
         pipeline.on_event(SyncEvent::Snapshot { listing: relisted, history: "h".into() }, now);
         assert!(has(&cache, ENTRY));
         assert_eq!(invalid(&intake), 1);

@@ -24,7 +24,8 @@ use notify::Watcher;
 use tokio::sync::Notify;
 
 use super::{
-    Datastore, Error, Head, KeyValue, Listing, MAX_VALUE_BYTES, PREFIX, Result, Revision, Watch, WatchItem,
+    Datastore, Error, Head, KeyValue, Listing, MAX_VALUE_BYTES, PREFIX, Result, Revision, Source, Watch,
+    WatchItem,
 };
 
 mod edit;
@@ -151,8 +152,8 @@ impl DirectoryStore {
 }
 
 #[async_trait]
-impl Datastore for DirectoryStore {
-    fn source(&self) -> &'static str {
+impl Source for DirectoryStore {
+    fn name(&self) -> &str {
         "directory"
     }
 
@@ -188,6 +189,13 @@ impl Datastore for DirectoryStore {
         };
         follow.look().await?;
         Ok(futures::stream::unfold(follow, Follow::next).boxed())
+    }
+}
+
+#[async_trait]
+impl Datastore for DirectoryStore {
+    fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>> {
+        vec![self]
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {

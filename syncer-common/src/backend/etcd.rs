@@ -18,7 +18,8 @@ use etcd_client::{
 
 use super::config::EtcdConfig;
 use super::{
-    Datastore, Error, Head, KeyValue, Listing, MAX_VALUE_BYTES, Oversize, PREFIX, Result, Revision, Watch,
+    Datastore, Error, Finding, Head, KeyValue, Listing, MAX_VALUE_BYTES, PREFIX, Result, Revision, Source,
+    Watch,
 };
 
 mod failure;
@@ -244,7 +245,7 @@ impl EtcdStore {
                     let keys = self.page(&from, &end, 1, listing.revision, true).await;
                     let mut page =
                         decode(keys.map_err(|failure| failure.into_error(what(), listing.revision))?)?;
-                    listing.oversize.extend(page.items.drain(..).map(|item| oversize(item, None)));
+                    listing.findings.extend(page.items.drain(..).map(|item| oversize(item, None)));
                     page
                 }
                 Err(failure) => return Err(failure.into_error(what(), listing.revision)),
@@ -255,7 +256,7 @@ impl EtcdStore {
             let count = reply.items.len() + reply.unreadable;
             for item in reply.items {
                 match item.value.len() {
-                    size if size > MAX_VALUE_BYTES => listing.oversize.push(oversize(item, Some(size))),
+                    size if size > MAX_VALUE_BYTES => listing.findings.push(oversize(item, Some(size))),
                     _ => listing.items.push(item),
                 }
             }
@@ -314,15 +315,10 @@ fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-fn oversize(item: KeyValue, size: Option<usize>) -> Oversize {
-    tracing::warn!(
-        key = item.key,
-        revision = item.mod_revision,
-        size,
-        limit = MAX_VALUE_BYTES,
-        "object is too large to be carried; its last good value stands"
-    );
-    Oversize { key: item.key, mod_revision: item.mod_revision }
+fn oversize(item: KeyValue, size: Option<usize>) -> Finding {
+    let size = size.map(|size| format!("{size} bytes, ")).unwrap_or_default();
+    let reason = format!("{size}more than {MAX_VALUE_BYTES}: too large to be carried");
+    Finding { key: item.key, mod_revision: item.mod_revision, field: "the value".into(), reason }
 }
 
 /// Takes ownership of the reply's buffers. Keys that are not text can not be Calico's: they are skipped.
@@ -355,8 +351,8 @@ fn decode(mut reply: GetResponse) -> Result<Page> {
 }
 
 #[async_trait]
-impl Datastore for EtcdStore {
-    fn source(&self) -> &'static str {
+impl Source for EtcdStore {
+    fn name(&self) -> &str {
         "etcd"
     }
 
@@ -375,6 +371,13 @@ impl Datastore for EtcdStore {
 
     async fn watch(&self, after: Revision) -> Result<Watch> {
         watch::start(self.clone(), after).await
+    }
+}
+
+#[async_trait]
+impl Datastore for EtcdStore {
+    fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>> {
+        vec![self]
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {

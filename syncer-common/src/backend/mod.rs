@@ -1,10 +1,13 @@
-//! Datastores behind one trait: etcd, and a directory of manifests.
+//! Datastores behind two traits: etcd, the Kubernetes API, and a directory of manifests.
 //!
-//! A datastore is an ordered history of revisions over one key space (Calico's etcd v3 layout under
-//! `/calico/`; values are JSON). The trait gives exactly what the syncer and `bulrushctl` need: one listing
-//! at a revision, every change after it in order, a linearizable read, and compare-and-swap writes. One
-//! conformance suite (`tests/backend.rs`) runs on every implementation.
+//! Whatever the datastore, its objects have Calico's etcd v3 paths under `/calico/` and JSON values. A
+//! [`Source`] is one ordered history of revisions: a listing at a revision, every change after it in order,
+//! a linearizable read. etcd and a directory are one source each; Kubernetes is one per watched kind, because
+//! revisions of different kinds there cannot be compared. A [`Datastore`] is its sources together with reads
+//! and compare-and-swap writes of single objects. One conformance suite (`tests/backend.rs`) runs on every
+//! implementation.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -14,6 +17,7 @@ use futures::stream::BoxStream;
 pub mod config;
 pub mod directory;
 pub mod etcd;
+pub mod kubernetes;
 
 /// Position in the datastore's history; 0 is before everything.
 pub type Revision = u64;
@@ -31,24 +35,41 @@ pub struct KeyValue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Put(KeyValue),
-    Delete { key: String, mod_revision: Revision },
+    Delete {
+        key: String,
+        mod_revision: Revision,
+    },
+    /// Reported. The object exists: if no `Put` of the same revision comes with it, its last good value stands.
+    Finding(Finding),
 }
 
-/// Everything under `/calico/` at one revision.
+impl Event {
+    pub fn revision(&self) -> Revision {
+        match self {
+            Event::Put(object) => object.mod_revision,
+            Event::Delete { mod_revision, .. } => *mod_revision,
+            Event::Finding(finding) => finding.mod_revision,
+        }
+    }
+}
+
+/// Everything in a source at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     pub revision: Revision,
     pub items: Vec<KeyValue>,
-    /// Objects that exist but are not carried (see `MAX_VALUE_BYTES`). They are not deleted: whoever
-    /// sweeps by a listing keeps the last good value of these keys.
-    pub oversize: Vec<Oversize>,
+    /// About objects that exist: whoever sweeps by a listing keeps the last good value of these keys.
+    pub findings: Vec<Finding>,
 }
 
-/// A stored object larger than anything Bulrush can carry.
+/// What is wrong with a stored object, or with a part of it, that the datastore's client could not or would
+/// not carry as it is: too large, or not convertible.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Oversize {
+pub struct Finding {
     pub key: String,
     pub mod_revision: Revision,
+    pub field: String,
+    pub reason: String,
 }
 
 /// Larger values are reported and left out of listings and events: no message of the sync protocol could
@@ -100,24 +121,36 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 pub type Watch = BoxStream<'static, Result<WatchItem>>;
 
-/// A datastore.
+/// One history of revisions.
 #[async_trait]
-pub trait Datastore: Send + Sync + 'static {
-    /// Name of the revision space, as stamps carry it: `etcd`, `directory`.
-    fn source(&self) -> &'static str;
+pub trait Source: Send + Sync + 'static {
+    /// Name of the revision space, as stamps carry it: `etcd`, `directory`, `kubernetes/pods`.
+    fn name(&self) -> &str;
 
-    /// Identity of the history (etcd: cluster id; directory: id in the journal). Differs between datastores.
+    /// Whether `list` can be asked for an older revision.
+    fn lists_the_past(&self) -> bool {
+        true
+    }
+
+    /// Identity of the history (etcd: cluster id; directory: id in the journal; Kubernetes: uid of the
+    /// namespace kube-system). Differs between datastores.
     async fn history(&self) -> Result<String>;
 
     /// A linearizable read of the newest revision.
     async fn head(&self) -> Result<Head>;
 
-    /// Lists everything under `/calico/`, at `at` (an older revision still held) or at the newest.
+    /// Lists everything, at `at` (an older revision still held) or at the newest.
     async fn list(&self, at: Option<Revision>) -> Result<Listing>;
 
-    /// Every change after `after`. The stream ends only with an error. Events of oversize objects are
-    /// reported and left out: the last good value stands.
+    /// Every change after `after`. The stream ends only with an error.
     async fn watch(&self, after: Revision) -> Result<Watch>;
+}
+
+/// A datastore.
+#[async_trait]
+pub trait Datastore: Send + Sync + 'static {
+    /// What is to be listed and watched. Their key spaces do not overlap.
+    fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>>;
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>>;
 

@@ -2,13 +2,15 @@
 //!
 //! `Start → (Snapshot) → Resume ⇄ Watching`; compaction, a rewound or another history lead back to `List`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::{HISTORY, SyncEvent};
-use crate::backend::{Datastore, Error, Revision, Watch, WatchItem};
+use crate::backend::{Error, Head, Revision, Source, Watch, WatchItem};
 
 /// A watch that lived so long was a good one: the next failure is a new one.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -18,7 +20,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// would otherwise leave it unproven for minutes: listing the newest revision proves it at once.
 const CATCH_UP: Duration = Duration::from_secs(3);
 
-/// What the reads beside the watch say about the datastore.
+/// What the reads beside the watch say about the datasource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Health {
     Unknown,
@@ -51,33 +53,43 @@ enum State {
     },
 }
 
-pub(super) struct Machine {
+pub(super) struct Machine<'a> {
     state: State,
+    /// Comes before the next step.
+    next: Option<SyncEvent>,
     backoff: Backoff,
     health: watch::Receiver<Health>,
     /// An outage was reported and nothing has shown its end.
     down: bool,
+    /// Sources that are down: the first one is worth a warning.
+    all_down: &'a AtomicUsize,
     /// Listings in a row that ended in compaction.
     compactions: u32,
     /// The newest revision at the start, until it is reached.
     target: Revision,
 }
 
-impl Machine {
-    pub(super) fn new(health: watch::Receiver<Health>) -> Self {
+impl<'a> Machine<'a> {
+    pub(super) fn new(health: watch::Receiver<Health>, all_down: &'a AtomicUsize) -> Self {
         Self {
             state: State::Start,
+            next: None,
             backoff: Backoff::default(),
             health,
             down: false,
+            all_down,
             compactions: 0,
             target: 0,
         }
     }
 
-    pub(super) async fn step(&mut self, store: &dyn Datastore) -> Option<SyncEvent> {
+    pub(super) async fn step(&mut self, source: &dyn Source) -> Option<SyncEvent> {
+        if let Some(event) = self.next.take() {
+            return Some(event);
+        }
         let (event, next) = match std::mem::replace(&mut self.state, State::Start) {
-            State::Start => match store.head().await {
+            State::Start if !source.lists_the_past() => (None, State::List { at: None }),
+            State::Start => match source.head().await {
                 Ok(head) => {
                     let at = head.revision.saturating_sub(HISTORY).max(1).min(head.revision);
                     // An empty history has no revision to list at.
@@ -87,8 +99,8 @@ impl Machine {
                 }
                 Err(error) => self.failed(error, State::Start),
             },
-            State::List { at } => self.list(store, at).await,
-            State::Resume { after, history } => self.resume(store, after, history).await,
+            State::List { at } => self.list(source, at).await,
+            State::Resume { after, history } => self.resume(source, after, history).await,
             State::Watching { stream, after, history, since } => {
                 self.watch(stream, after, history, since).await
             }
@@ -101,14 +113,19 @@ impl Machine {
         event
     }
 
-    async fn list(&mut self, store: &dyn Datastore, at: Option<Revision>) -> (Option<SyncEvent>, State) {
-        let result = async { Ok((store.history().await?, store.list(at).await?)) }.await;
+    async fn list(&mut self, source: &dyn Source, at: Option<Revision>) -> (Option<SyncEvent>, State) {
+        let started = std::time::Instant::now();
+        let result = async { Ok((source.history().await?, source.list(at).await?)) }.await;
         match result {
             Ok((history, listing)) => {
                 self.recovered();
                 self.compactions = 0;
                 let after = listing.revision;
+                if at.is_none() {
+                    self.next = Some(SyncEvent::Proof(Head { revision: after, started }));
+                }
                 tracing::info!(
+                    source = source.name(),
                     revision = after,
                     objects = listing.items.len(),
                     history,
@@ -131,16 +148,16 @@ impl Machine {
 
     async fn resume(
         &mut self,
-        store: &dyn Datastore,
+        source: &dyn Source,
         after: Revision,
         history: String,
     ) -> (Option<SyncEvent>, State) {
         let result = async {
-            let found = store.history().await?;
+            let found = source.history().await?;
             if found != history {
                 return Ok(Err(found));
             }
-            Ok(Ok(store.watch(after).await?))
+            Ok(Ok(source.watch(after).await?))
         }
         .await;
         match result {
@@ -216,22 +233,23 @@ impl Machine {
     }
 
     fn recovered(&mut self) {
-        if self.down {
+        if std::mem::take(&mut self.down) && self.all_down.fetch_sub(1, Ordering::Relaxed) == 1 {
             tracing::info!("the datastore answers again");
         }
-        self.down = false;
         self.backoff.reset();
     }
 
     /// Waits before `then`; reports the outage if it is a new one.
     fn failed(&mut self, error: Error, then: State) -> (Option<SyncEvent>, State) {
         let next = State::Wait { until: Instant::now() + self.backoff.next(), then: Box::new(then) };
-        if self.down {
+        if std::mem::replace(&mut self.down, true) {
             return (None, next);
         }
-        self.down = true;
+        let others = self.all_down.fetch_add(1, Ordering::Relaxed);
         match &error {
             Error::Invalid { .. } => tracing::error!(%error, "the datastore refuses; trying again"),
+            // With many sources one outage is one line.
+            _ if others > 0 => tracing::debug!(%error, "the datastore does not answer; trying again"),
             _ => tracing::warn!(%error, "the datastore does not answer; trying again"),
         }
         (Some(SyncEvent::Disconnected { reason: error.to_string() }), next)

@@ -8,15 +8,18 @@
 //! - `Proof` comes from linearizable reads that know nothing of the watch. It says which revision existed
 //!   at that time, never that the watch has delivered it.
 //! - `Disconnected` comes once per outage.
+//!
+//! Each source has its own machine; one reader proves all of them, in turn. Events carry the source's number.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Datastore, Event, Head, Listing, Revision};
+use crate::backend::{Event, Head, Listing, Revision, Source};
 
 mod backoff;
 mod machine;
@@ -28,13 +31,15 @@ use machine::{Health, Machine};
 /// How far in the past the first listing is taken.
 pub const HISTORY: Revision = 20_000;
 
+/// Between reads of the newest revision, of one source and of several [E2, E3].
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
+const PROOF_INTERVAL_IN_TURN: Duration = Duration::from_secs(2);
 /// Without a successful read for so long the watch is not trusted to be alive either.
 const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub enum SyncEvent {
-    /// Everything at `listing.revision`; replaces whatever was known. Keys in `listing.oversize` exist.
+    /// Everything at `listing.revision`; replaces whatever was known. Keys in `listing.findings` exist.
     Snapshot {
         listing: Listing,
         history: String,
@@ -55,45 +60,58 @@ pub enum SyncEvent {
     },
 }
 
-/// Follows `store` until `cancel` fires or `out` is closed. Never gives up.
-pub async fn run(store: Arc<dyn Datastore>, out: mpsc::Sender<SyncEvent>, cancel: CancellationToken) {
+/// Follows `sources` until `cancel` fires or `out` is closed. Never gives up.
+pub async fn run(
+    sources: Vec<Arc<dyn Source>>,
+    out: mpsc::Sender<(usize, SyncEvent)>,
+    cancel: CancellationToken,
+) {
     let (health, observed) = watch::channel(Health::Unknown);
-    let follow = async {
-        let mut machine = Machine::new(observed);
-        loop {
-            if let Some(event) = machine.step(store.as_ref()).await
-                && out.send(event).await.is_err()
-            {
-                return;
+    let down = AtomicUsize::new(0);
+    let follow = sources.iter().enumerate().map(|(index, source)| {
+        let mut machine = Machine::new(observed.clone(), &down);
+        let out = &out;
+        async move {
+            loop {
+                if let Some(event) = machine.step(source.as_ref()).await
+                    && out.send((index, event)).await.is_err()
+                {
+                    return;
+                }
             }
         }
-    };
+    });
     tokio::select! {
         () = cancel.cancelled() => {}
-        () = follow => {}
-        () = prove(store.as_ref(), &out, &health) => {}
+        _ = futures::future::select_all(follow.map(Box::pin)) => {}
+        () = prove(&sources, &out, &health) => {}
     }
 }
 
-/// Reads the newest revision once a second. Returns when `out` is closed.
-async fn prove(store: &dyn Datastore, out: &mpsc::Sender<SyncEvent>, health: &watch::Sender<Health>) {
-    let mut ticks = tokio::time::interval(PROOF_INTERVAL);
+/// Reads the newest revision of one source after the other. Returns when `out` is closed.
+async fn prove(
+    sources: &[Arc<dyn Source>],
+    out: &mpsc::Sender<(usize, SyncEvent)>,
+    health: &watch::Sender<Health>,
+) {
+    let interval = if sources.len() == 1 { PROOF_INTERVAL } else { PROOF_INTERVAL_IN_TURN };
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut proven = Instant::now();
-    loop {
+    for (index, source) in sources.iter().enumerate().cycle() {
         ticks.tick().await;
-        match store.head().await {
+        match source.head().await {
             Ok(head) => {
                 proven = Instant::now();
                 health.send_replace(Health::Proven);
-                if out.send(SyncEvent::Proof(head)).await.is_err() {
+                if out.send((index, SyncEvent::Proof(head))).await.is_err() {
                     return;
                 }
             }
             Err(error) if proven.elapsed() >= PROOF_PATIENCE => {
                 health.send_replace(Health::Lost(error.to_string()));
             }
-            Err(error) => tracing::debug!(%error, "datastore did not answer a read"),
+            Err(error) => tracing::debug!(%error, source = source.name(), "datastore did not answer a read"),
         }
     }
 }

@@ -3,14 +3,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::backend::{Error, KeyValue, Result, Watch, WatchItem};
+use crate::backend::{Error, Result, Watch, WatchItem};
 
 /// Answers from a script; when it has run out, head and history go on answering and the rest hangs.
 #[derive(Default)]
@@ -48,8 +47,8 @@ impl Scripted {
 }
 
 #[async_trait]
-impl Datastore for Scripted {
-    fn source(&self) -> &'static str {
+impl Source for Scripted {
+    fn name(&self) -> &str {
         "scripted"
     }
     async fn history(&self) -> Result<String> {
@@ -84,21 +83,6 @@ impl Datastore for Scripted {
             None => Ok(stream::pending().boxed()),
         }
     }
-    async fn get(&self, _key: &str) -> Result<Option<KeyValue>> {
-        Err(unavailable())
-    }
-    async fn get_prefix(&self, _prefix: &str) -> Result<Vec<KeyValue>> {
-        Err(unavailable())
-    }
-    async fn create(&self, _key: &str, _value: Bytes) -> Result<Revision> {
-        Err(unavailable())
-    }
-    async fn replace(&self, _key: &str, _value: Bytes, _expected: Revision) -> Result<Revision> {
-        Err(unavailable())
-    }
-    async fn delete(&self, _key: &str, _expected: Option<Revision>) -> Result<Revision> {
-        Err(unavailable())
-    }
 }
 
 /// What came out of `run` within `time` (of the paused clock), proofs left out.
@@ -108,7 +92,7 @@ async fn observe(store: Arc<Scripted>, time: Duration) -> Vec<String> {
     let stop = cancel.clone();
     let collect = async move {
         let mut seen = Vec::new();
-        while let Some(event) = events.recv().await {
+        while let Some((_, event)) = events.recv().await {
             match event {
                 SyncEvent::Snapshot { listing, history } => {
                     seen.push(format!("snapshot {} {history}", listing.revision));
@@ -127,7 +111,7 @@ async fn observe(store: Arc<Scripted>, time: Duration) -> Vec<String> {
         tokio::time::sleep(time).await;
         stop.cancel();
     };
-    let ((), seen, ()) = tokio::join!(run(store, out, cancel), collect, timer);
+    let ((), seen, ()) = tokio::join!(run(vec![store], out, cancel), collect, timer);
     seen
 }
 
@@ -212,13 +196,13 @@ async fn silent_watch_is_left_when_reads_fail_too() {
     let store = Scripted::new(10).with(|script| script.lists.push_back(Ok(10)));
     let (out, mut events) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(run(store.clone(), out, cancel.clone()));
+    let running = tokio::spawn(run(vec![store.clone()], out, cancel.clone()));
     while store.asked().len() < 2 {
         events.recv().await.unwrap();
     }
     store.with(|script| script.head_fails = true);
     let disconnected = tokio::time::timeout(Duration::from_secs(10), async {
-        while !matches!(events.recv().await, Some(SyncEvent::Disconnected { .. })) {}
+        while !matches!(events.recv().await, Some((_, SyncEvent::Disconnected { .. }))) {}
     });
     disconnected.await.expect("a dead datastore is seen within 10 s");
     store.with(|script| script.head_fails = false);
@@ -242,10 +226,10 @@ async fn another_history_is_listed_and_not_resumed() {
     });
     let (out, mut events) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(run(store.clone(), out, cancel.clone()));
+    let running = tokio::spawn(run(vec![store.clone()], out, cancel.clone()));
     let mut snapshots = Vec::new();
     while snapshots.len() < 2 {
-        match events.recv().await.unwrap() {
+        match events.recv().await.unwrap().1 {
             SyncEvent::Snapshot { listing, history } => snapshots.push((listing.revision, history)),
             SyncEvent::Events { .. } => {
                 store.with(|script| script.history = "h2".into());
@@ -273,12 +257,12 @@ async fn proofs_come_every_second() {
     let store = Scripted::new(10).with(|script| script.lists.push_back(Ok(10)));
     let (out, mut events) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(run(store, out, cancel.clone()));
+    let running = tokio::spawn(run(vec![store], out, cancel.clone()));
     tokio::time::sleep(Duration::from_millis(3_500)).await;
     cancel.cancel();
     running.await.unwrap();
     let mut proofs = 0;
-    while let Some(event) = events.recv().await {
+    while let Some((_, event)) = events.recv().await {
         proofs += usize::from(matches!(event, SyncEvent::Proof(head) if head.revision == 10));
     }
     assert_eq!(proofs, 5, "one at the start, then at 0, 1, 2 and 3 s");

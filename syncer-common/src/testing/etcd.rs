@@ -202,7 +202,10 @@ impl EtcdServer {
     }
 
     async fn answers(&self) -> bool {
-        let attempt = async { crate::backend::config::open(&self.config()).await.ok()?.head().await.ok() };
+        let attempt = async {
+            let sources = crate::backend::config::open(&self.config()).await.ok()?.sources();
+            sources.first()?.head().await.ok()
+        };
         matches!(tokio::time::timeout(Duration::from_secs(1), attempt).await, Ok(Some(_)))
     }
 }

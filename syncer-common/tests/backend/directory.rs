@@ -2,12 +2,11 @@
 //! writers that die.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use syncer_common::backend::directory::{DirectoryOptions, DirectoryStore};
-use syncer_common::backend::{Datastore, Error, Event, Revision, WatchItem};
+use syncer_common::backend::{Datastore, Error, Event, Revision, Source, WatchItem};
 
 use crate::support::{State, eventually, key, net, next, value};
 
@@ -285,7 +284,7 @@ async fn processes_on_one_folder_lose_no_write() {
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
-    let store: Arc<dyn Datastore> = Arc::new(replica(dir.path()).await);
+    let store = replica(dir.path()).await;
     let listing = store.list(None).await.unwrap();
     assert_eq!(listing.items.len(), 30);
     assert_eq!(listing.revision, 31, "one revision for each write");

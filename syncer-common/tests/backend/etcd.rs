@@ -13,7 +13,7 @@ use syncer_common::testing::etcd::{EtcdServer, TlsFiles, free_port};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{DEADLINE, State, etcd, eventually, key, next, value};
+use crate::support::{DEADLINE, OneSource, State, etcd, eventually, key, next, value};
 
 async fn raw(server: &EtcdServer) -> Client {
     Client::connect([server.endpoint()], None).await.unwrap()
@@ -104,7 +104,7 @@ async fn oversize_value_is_named_and_the_rest_is_listed() {
     let last = store.create(&key("zz"), value("zz", "10.0.0.0/24")).await.unwrap();
 
     let listing = store.list(None).await.unwrap();
-    let oversize: Vec<_> = listing.oversize.iter().map(|large| large.key.clone()).collect();
+    let oversize: Vec<_> = listing.findings.iter().map(|large| large.key.clone()).collect();
     assert_eq!(oversize, keys);
     assert_eq!(State::from(listing).items.into_keys().collect::<Vec<_>>(), [key("a"), key("z"), key("zz")]);
 
@@ -114,9 +114,10 @@ async fn oversize_value_is_named_and_the_rest_is_listed() {
         match next(&mut watch).await {
             Ok(WatchItem::Events { revision: upto, events }) => {
                 revision = upto;
-                seen.extend(events.into_iter().map(|event| match event {
-                    Event::Put(item) => item.key,
-                    Event::Delete { key, .. } => key,
+                seen.extend(events.into_iter().filter_map(|event| match event {
+                    Event::Put(item) => Some(item.key),
+                    Event::Delete { key, .. } => Some(key),
+                    Event::Finding(_) => None,
                 }));
             }
             Ok(WatchItem::Progress { revision: upto }) => revision = upto,
@@ -190,7 +191,7 @@ struct Followed {
     history: String,
     snapshots: usize,
     outages: usize,
-    events: mpsc::Receiver<SyncEvent>,
+    events: mpsc::Receiver<(usize, SyncEvent)>,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -199,7 +200,7 @@ impl Followed {
     fn start(store: Arc<dyn Datastore>) -> Self {
         let (out, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(syncer::run(store, out, cancel.clone()));
+        let task = tokio::spawn(syncer::run(store.sources(), out, cancel.clone()));
         let (state, history) = (State::default(), String::new());
         Self { state, history, snapshots: 0, outages: 0, events, cancel, task }
     }
@@ -208,7 +209,7 @@ impl Followed {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while !done(self) {
             let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
-            match event.unwrap_or_else(|_| panic!("{what}: {:?}", self.state)).unwrap() {
+            match event.unwrap_or_else(|_| panic!("{what}: {:?}", self.state)).unwrap().1 {
                 SyncEvent::Snapshot { listing, history } => {
                     self.state = State::from(listing);
                     self.history = history;

@@ -9,11 +9,41 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use syncer_common::backend::config::{StoreConfig, open};
-use syncer_common::backend::{Datastore, Error, Event, KeyValue, Listing, Revision, Watch, WatchItem};
+use syncer_common::backend::{
+    Datastore, Error, Event, Head, KeyValue, Listing, Result, Revision, Source, Watch, WatchItem,
+};
 use syncer_common::testing::etcd::EtcdServer;
 
 /// Long enough for a loaded machine; nothing waits for it unless it fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the one source of a datastore says, asked of the datastore.
+pub trait OneSource {
+    fn source(&self) -> Arc<dyn Source>;
+    fn head(&self) -> impl Future<Output = Result<Head>> + Send {
+        let source = self.source();
+        async move { source.head().await }
+    }
+    fn history(&self) -> impl Future<Output = Result<String>> + Send {
+        let source = self.source();
+        async move { source.history().await }
+    }
+    fn list(&self, at: Option<Revision>) -> impl Future<Output = Result<Listing>> + Send {
+        let source = self.source();
+        async move { source.list(at).await }
+    }
+    fn watch(&self, after: Revision) -> impl Future<Output = Result<Watch>> + Send {
+        let source = self.source();
+        async move { source.watch(after).await }
+    }
+}
+
+impl OneSource for Arc<dyn Datastore> {
+    fn source(&self) -> Arc<dyn Source> {
+        let [source] = <[_; 1]>::try_from(self.clone().sources()).ok().expect("one source");
+        source
+    }
+}
 
 /// One datastore with two clients, as two replicas have it.
 pub struct Subject {
@@ -109,6 +139,7 @@ impl State {
                     self.items.remove(&key);
                     mod_revision
                 }
+                Event::Finding(finding) => finding.mod_revision,
             };
             assert!(at > self.revision && at >= last && at <= revision, "events are in order");
             last = at;
@@ -124,7 +155,7 @@ impl State {
     }
 }
 
-pub async fn next(watch: &mut Watch) -> Result<WatchItem, Error> {
+pub async fn next(watch: &mut Watch) -> std::result::Result<WatchItem, Error> {
     let item = tokio::time::timeout(DEADLINE, watch.next()).await.expect("the watch says something");
     item.expect("a watch ends only with an error")
 }

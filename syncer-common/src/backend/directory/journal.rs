@@ -254,9 +254,10 @@ impl Journal {
             changes: entry
                 .events
                 .iter()
-                .map(|(event, file)| match event {
-                    Event::Put(item) => change(item, file.clone()),
-                    Event::Delete { key, .. } => Change { key: key.clone(), value: None, file: None },
+                .filter_map(|(event, file)| match event {
+                    Event::Put(item) => Some(change(item, file.clone())),
+                    Event::Delete { key, .. } => Some(Change { key: key.clone(), value: None, file: None }),
+                    Event::Finding(_) => None,
                 })
                 .collect(),
         });
@@ -321,6 +322,7 @@ fn apply(objects: &mut Objects, entry: &Entry) {
                 objects.insert(item.key.clone(), object);
             }
             Event::Delete { key, .. } => drop(objects.remove(key)),
+            Event::Finding(_) => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use super::failure::Failure;
 use super::{EtcdStore, REQUEST_TIMEOUT, oversize};
 use crate::backend::{
-    Datastore, Error, Event, KeyValue, MAX_VALUE_BYTES, PREFIX, Result, Revision, Watch, WatchItem,
+    Error, Event, KeyValue, MAX_VALUE_BYTES, PREFIX, Result, Revision, Source, Watch, WatchItem,
 };
 
 /// An event can not be skipped without reading it: a limit below the largest value that etcd may hold would
@@ -165,8 +165,7 @@ fn events(response: WatchResponse) -> Vec<(Revision, Option<Event>)> {
                 let item =
                     KeyValue { key, value, create_revision: kv.create_revision as Revision, mod_revision };
                 if size > MAX_VALUE_BYTES {
-                    oversize(item, Some(size));
-                    None
+                    Some(Event::Finding(oversize(item, Some(size))))
                 } else {
                     Some(Event::Put(item))
                 }
