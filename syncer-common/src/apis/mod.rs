@@ -12,6 +12,7 @@ pub mod network;
 pub mod policy;
 mod resource;
 pub mod scalars;
+pub mod v1;
 
 pub use error::{FieldError, prune_nulls, read};
 pub use kinds::{API_VERSION, ApiKind};
