@@ -1,15 +1,12 @@
 //! A real etcd on loopback: free ports, a directory of its own, gone when dropped.
 
-use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
+use super::process::Process;
 use super::require;
 use crate::backend::config::{EtcdConfig, StoreConfig};
 
@@ -35,7 +32,7 @@ pub struct EtcdServer {
     peer_port: u16,
     extra: Vec<String>,
     tls: Option<TlsFiles>,
-    child: Option<Child>,
+    process: Option<Process>,
 }
 
 impl EtcdServer {
@@ -67,7 +64,7 @@ impl EtcdServer {
                 peer_port: free_port(),
                 extra: extra.iter().map(|argument| (*argument).to_owned()).collect(),
                 tls: tls.clone(),
-                child: None,
+                process: None,
             };
             if server.try_restart().await {
                 return Some(server);
@@ -94,24 +91,14 @@ impl EtcdServer {
 
     /// Ends it in good order; its data stays for `restart`.
     pub fn stop(&mut self) {
-        self.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while let Some(child) = &mut self.child {
-            match child.try_wait() {
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-                Ok(None) | Err(_) => self.kill(),
-                Ok(Some(_)) => self.child = None,
-            }
+        if let Some(process) = self.process.take() {
+            process.stop();
         }
     }
 
     /// Kills it (-9); its data stays for `restart`.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // Both fail only for a process that is gone already.
-            child.kill().ok();
-            child.wait().ok();
-        }
+        self.process = None;
     }
 
     /// Starts it again on the same data and ports, ending it first if it runs.
@@ -130,36 +117,24 @@ impl EtcdServer {
         self.restart().await;
     }
 
-    /// Stops its clock (SIGSTOP): connections stay open, nothing answers. A signal reaches the threads one by
-    /// one, and until then they go on answering: this waits for the last of them.
+    /// Stops its clock (SIGSTOP): connections stay open, nothing answers.
     pub async fn pause(&self) {
-        self.signal(Signal::SIGSTOP);
-        let Some(child) = &self.child else { return };
-        let deadline = Instant::now() + READY;
-        while !all_threads_stopped(child.id()) {
-            assert!(Instant::now() < deadline, "etcd did not stop on SIGSTOP");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        if let Some(process) = &self.process {
+            process.pause().await;
         }
     }
 
     pub fn resume(&self) {
-        self.signal(Signal::SIGCONT);
+        if let Some(process) = &self.process {
+            process.resume();
+        }
     }
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
-            let pid = i32::try_from(child.id()).expect("process ids fit in i32");
-            // Fails only for a process that is gone already.
-            kill(Pid::from_raw(pid), signal).ok();
-        }
-    }
-
     fn spawn(&mut self) -> io::Result<()> {
-        let log = File::options().create(true).append(true).open(self.dir.path().join("log"))?;
         let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.peer_port));
         let mut command = Command::new(&self.program);
         if let Some(tls) = &self.tls {
@@ -167,7 +142,7 @@ impl EtcdServer {
             command.arg("--trusted-ca-file").arg(&tls.ca);
             command.arg("--cert-file").arg(&tls.server_cert).arg("--key-file").arg(&tls.server_key);
         }
-        let child = command
+        command
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .args(["--name", "test", "--initial-cluster", &format!("test={peer}")])
@@ -175,12 +150,8 @@ impl EtcdServer {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             // A token of its own, so that no two test clusters have one id.
             .args(["--initial-cluster-token", &format!("test-{}", uuid::Uuid::new_v4())])
-            .args(&self.extra)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        self.child = Some(child);
+            .args(&self.extra);
+        self.process = Some(Process::spawn(&mut command, &self.dir.path().join("log"))?);
         Ok(())
     }
 
@@ -188,9 +159,8 @@ impl EtcdServer {
         self.spawn().expect("etcd can be started");
         let deadline = Instant::now() + READY;
         while Instant::now() < deadline {
-            let exited = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
-            if exited {
-                self.child = None;
+            if self.process.as_mut().is_none_or(Process::exited) {
+                self.process = None;
                 return false;
             }
             if self.answers().await {
@@ -208,21 +178,6 @@ impl EtcdServer {
         };
         matches!(tokio::time::timeout(Duration::from_secs(1), attempt).await, Ok(Some(_)))
     }
-}
-
-impl Drop for EtcdServer {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// Whether each thread is in state `T` (proc(5): the field after the parenthesised name).
-fn all_threads_stopped(pid: u32) -> bool {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
-    tasks.flatten().all(|task| match std::fs::read_to_string(task.path().join("stat")) {
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')),
-        Err(_) => true,
-    })
 }
 
 /// A port that nobody listens on at this moment.
