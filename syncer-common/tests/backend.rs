@@ -1,5 +1,5 @@
 //! What every datastore promises, checked on each kind: a real etcd, and a folder of manifests. What only
-//! etcd can do is in `backend/etcd.rs`, what only a folder can do in `backend/directory.rs`.
+//! etcd can do is in `backend/etcd*.rs`, what only a folder can do in `backend/directory.rs`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -9,6 +9,10 @@ mod support;
 mod directory;
 #[path = "backend/etcd.rs"]
 mod etcd;
+#[path = "backend/etcd_auth.rs"]
+mod etcd_auth;
+#[path = "backend/etcd_cluster.rs"]
+mod etcd_cluster;
 
 use bytes::Bytes;
 use support::{OneSource, State, key, net, next, subjects, value};

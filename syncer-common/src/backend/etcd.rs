@@ -15,6 +15,7 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse,
     Identity, TlsOptions, Txn, TxnOp, TxnResponse,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::config::EtcdConfig;
 use super::{
@@ -58,10 +59,27 @@ struct Shared {
 }
 
 struct State {
-    /// Endpoint in use.
-    current: usize,
-    client: Option<Client>,
+    visit: Visit,
+    connection: Option<Connection>,
+    /// Connections made so far.
+    connections: u64,
     answered: Option<Instant>,
+}
+
+/// The time from choosing an endpoint to leaving it for the next.
+#[derive(Clone, Default)]
+struct Visit {
+    number: u64,
+    endpoint: usize,
+    /// Watches of this visit end with it.
+    over: CancellationToken,
+}
+
+#[derive(Clone)]
+struct Connection {
+    client: Client,
+    number: u64,
+    visit: Visit,
 }
 
 impl Shared {
@@ -86,7 +104,7 @@ struct Page {
 impl EtcdStore {
     pub fn new(config: EtcdConfig) -> Result<Self> {
         let endpoints = config.checked_endpoints()?;
-        let state = State { current: 0, client: None, answered: None };
+        let state = State { visit: Visit::default(), connection: None, connections: 0, answered: None };
         Ok(Self { shared: Arc::new(Shared { config, endpoints, state: Mutex::new(state) }) })
     }
 
@@ -98,9 +116,6 @@ impl EtcdStore {
             .with_keep_alive_while_idle(true)
             .with_tcp_keepalive(Duration::from_secs(10))
             .with_require_leader(true);
-        if let (Some(user), Some(password)) = (&config.username, &config.password) {
-            options = options.with_user(user, password.reveal()).with_auto_token_refresh(true);
-        }
         if let Some(ca) = &config.ca_file {
             let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read_pem(ca).await?));
             if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
@@ -111,45 +126,91 @@ impl EtcdStore {
         Ok(options)
     }
 
-    /// The connection in use, with the number of its endpoint.
-    async fn client(&self) -> Result<(usize, Client)> {
-        let current = {
+    /// The connection in use.
+    async fn connection(&self) -> Result<Connection> {
+        let visit = {
             let state = self.shared.state();
-            if let Some(client) = &state.client {
-                return Ok((state.current, client.clone()));
+            if let Some(connection) = &state.connection {
+                return Ok(connection.clone());
             }
-            state.current
+            state.visit.clone()
         };
-        let endpoint = &self.shared.endpoints[current];
-        let options = self.options().await?;
-        let what = || format!("etcd connect {endpoint}");
-        let connected =
-            tokio::time::timeout(REQUEST_TIMEOUT, Client::connect([endpoint], Some(options))).await;
+        let connected = tokio::time::timeout(REQUEST_TIMEOUT, self.connect(visit.endpoint)).await;
         let client = match connected {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
-                self.leave(current);
-                return Err(Failure::from(error).into_error(what(), 0));
+                self.leave(&visit);
+                return Err(error);
             }
             Err(_) => {
-                self.leave(current);
-                return Err(Error::Unavailable { what: what(), reason: "timed out".into() });
+                self.leave(&visit);
+                let what = format!("etcd connect {}", self.shared.endpoints[visit.endpoint]);
+                return Err(Error::Unavailable { what, reason: "timed out".into() });
             }
         };
         let mut state = self.shared.state();
-        if state.current == current && state.client.is_none() {
-            state.client = Some(client.clone());
+        if state.visit.number == visit.number
+            && let Some(connection) = &state.connection
+        {
+            // Another request was quicker.
+            return Ok(connection.clone());
         }
-        Ok((current, client))
+        state.connections += 1;
+        let connection = Connection { client, number: state.connections, visit };
+        if state.visit.number == connection.visit.number {
+            state.connection = Some(connection.clone());
+        }
+        Ok(connection)
+    }
+
+    /// Connects, and logs in where there is a user.
+    async fn connect(&self, endpoint: usize) -> Result<Client> {
+        let config = &self.shared.config;
+        let endpoint = &self.shared.endpoints[endpoint];
+        let options = self.options().await?;
+        if let (Some(user), Some(password)) = (&config.username, &config.password) {
+            // An expired token is dealt with here (`Failure::Token`) and not by etcd_client, which knows neither
+            // of watches nor of tokens that are outdated by a change of users or roles.
+            let with_user = options.clone().with_user(user, password.reveal());
+            match Client::connect([endpoint], Some(with_user)).await.map_err(Failure::from) {
+                Err(Failure::Refused(Refusal::AuthOff, _)) => {
+                    tracing::warn!(endpoint, user, "etcd has authentication off: the password is not used");
+                }
+                result => {
+                    let what = || format!("etcd login of user {user:?} at {endpoint}");
+                    return result.map_err(|failure| failure.into_error(what(), 0));
+                }
+            }
+        }
+        Client::connect([endpoint], Some(options))
+            .await
+            .map_err(|error| Failure::from(error).into_error(format!("etcd connect {endpoint}"), 0))
     }
 
     /// Moves on from an endpoint that failed.
-    fn leave(&self, endpoint: usize) {
+    fn leave(&self, visit: &Visit) {
         let mut state = self.shared.state();
-        if state.current == endpoint {
-            state.current = (endpoint + 1) % self.shared.endpoints.len();
-            state.client = None;
-            state.answered = None;
+        if state.visit.number != visit.number {
+            return;
+        }
+        let endpoint = (visit.endpoint + 1) % self.shared.endpoints.len();
+        let next = Visit { number: visit.number + 1, endpoint, over: CancellationToken::new() };
+        if endpoint == visit.endpoint {
+            // There is no better place for its watches: they find out for themselves whether they work.
+            state.visit = Visit { over: visit.over.clone(), ..next };
+        } else {
+            visit.over.cancel();
+            state.visit = next;
+        }
+        state.connection = None;
+        state.answered = None;
+    }
+
+    /// The next request connects to the same endpoint anew.
+    fn forget(&self, connection: &Connection) {
+        let mut state = self.shared.state();
+        if state.connection.as_ref().is_some_and(|stored| stored.number == connection.number) {
+            state.connection = None;
         }
     }
 
@@ -157,49 +218,51 @@ impl EtcdStore {
     async fn once<T, F>(
         &self,
         timeout: Duration,
-        request: impl FnOnce(Client) -> F + Send,
+        request: impl FnOnce(Connection) -> F + Send,
     ) -> std::result::Result<T, Failure>
     where
         F: Future<Output = Reply<T>> + Send,
     {
-        let (endpoint, client) = self.client().await.map_err(Failure::Connect)?;
-        let result = match tokio::time::timeout(timeout, request(client)).await {
+        let connection = self.connection().await.map_err(Failure::Connect)?;
+        let endpoint = &self.shared.endpoints[connection.visit.endpoint];
+        let result = match tokio::time::timeout(timeout, request(connection.clone())).await {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(error)) => Err(Failure::from(error).at(&self.shared.endpoints[endpoint])),
+            Ok(Err(error)) => Err(Failure::from(error).at(endpoint)),
             Err(_) => Err(Failure::Timeout(timeout)),
         };
         match &result {
             Ok(_) => self.shared.state().answered = Some(Instant::now()),
-            Err(failure) if failure.is_about_endpoint() => self.leave(endpoint),
+            Err(Failure::Token(_)) => self.forget(&connection),
+            Err(failure) if failure.is_about_endpoint() => self.leave(&connection.visit),
             Err(_) => {}
         }
         result
     }
 
-    /// A read: tried on every endpoint, once each.
+    /// A read: tried on every endpoint, once each, and once more where it needs a new token.
     async fn read<T, F>(
         &self,
         timeout: Duration,
-        request: impl Fn(Client) -> F + Send + Sync,
+        request: impl Fn(Connection) -> F + Send + Sync,
     ) -> std::result::Result<T, Failure>
     where
         F: Future<Output = Reply<T>> + Send,
     {
-        let mut last = None;
-        for _ in 0..self.shared.endpoints.len() {
+        let (mut tries, mut renewed) = (self.shared.endpoints.len(), false);
+        loop {
             match self.once(timeout, &request).await {
-                Err(failure) if failure.is_about_endpoint() => last = Some(failure),
+                Err(Failure::Token(_)) if !renewed => renewed = true,
+                Err(failure) if failure.is_about_endpoint() && tries > 1 => tries -= 1,
                 other => return other,
             }
         }
-        Err(last.expect("the list of endpoints is never empty"))
     }
 
     /// A linearizable read of one key that does not exist: the cheapest thing that needs a quorum.
     async fn probe(&self) -> Result<(Revision, u64)> {
         let reply = self
-            .read(PROBE_TIMEOUT, |mut client: Client| async move {
-                client.get(PREFIX, Some(GetOptions::new().with_count_only())).await
+            .read(PROBE_TIMEOUT, |mut connection| async move {
+                connection.client.get(PREFIX, Some(GetOptions::new().with_count_only())).await
             })
             .await
             .map_err(|failure| failure.into_error("etcd read of the newest revision".into(), 0))?;
@@ -219,11 +282,10 @@ impl EtcdStore {
         if keys_only {
             options = options.with_keys_only();
         }
-        self.read(PAGE_TIMEOUT, |client: Client| {
+        self.read(PAGE_TIMEOUT, |connection| {
             let (from, options) = (from.to_vec(), options.clone());
-            async move {
-                client.kv_client().max_decoding_message_size(MAX_MESSAGE).get(from, Some(options)).await
-            }
+            let mut kv = connection.client.kv_client().max_decoding_message_size(MAX_MESSAGE);
+            async move { kv.get(from, Some(options)).await }
         })
         .await
     }
@@ -282,9 +344,16 @@ impl EtcdStore {
 
     async fn transaction(&self, key: &str, txn: Txn) -> Result<TxnResponse> {
         self.settle().await?;
-        self.once(REQUEST_TIMEOUT, |mut client: Client| async move { client.txn(txn).await })
-            .await
-            .map_err(|failure| failure.into_error(format!("etcd write of {key}"), 0))
+        let write = || {
+            let txn = txn.clone();
+            self.once(REQUEST_TIMEOUT, |mut connection| async move { connection.client.txn(txn).await })
+        };
+        let result = match write().await {
+            // Refused before it was looked at.
+            Err(Failure::Token(_)) => write().await,
+            result => result,
+        };
+        result.map_err(|failure| failure.into_error(format!("etcd write of {key}"), 0))
     }
 }
 
@@ -382,9 +451,10 @@ impl Datastore for EtcdStore {
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {
         let reply = self
-            .read(REQUEST_TIMEOUT, |client: Client| {
+            .read(REQUEST_TIMEOUT, |connection| {
                 let key = key.to_owned();
-                async move { client.kv_client().max_decoding_message_size(MAX_MESSAGE).get(key, None).await }
+                let mut kv = connection.client.kv_client().max_decoding_message_size(MAX_MESSAGE);
+                async move { kv.get(key, None).await }
             })
             .await
             .map_err(|failure| failure.into_error(format!("etcd read of {key}"), 0))?;

@@ -1,13 +1,13 @@
 //! What is particular to etcd: transactions, compaction, sizes, members that pause, restart or come back
 //! with another history.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use etcd_client::{Client, Txn, TxnOp};
 use syncer_common::backend::config::{EtcdConfig, StoreConfig, open};
-use syncer_common::backend::{Datastore, Error, Event, WatchItem};
+use syncer_common::backend::{Datastore, Error, Event, Finding, WatchItem};
 use syncer_common::syncer::{self, SyncEvent};
 use syncer_common::testing::etcd::{EtcdServer, TlsFiles, free_port};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{DEADLINE, OneSource, State, etcd, eventually, key, next, value};
 
-async fn raw(server: &EtcdServer) -> Client {
+pub async fn raw(server: &EtcdServer) -> Client {
     Client::connect([server.endpoint()], None).await.unwrap()
 }
 
@@ -186,36 +186,63 @@ async fn missing_certificate_is_named() {
     );
 }
 
-struct Followed {
-    state: State,
-    history: String,
-    snapshots: usize,
-    outages: usize,
+/// What a consumer of the syncer has learnt.
+pub struct Followed {
+    pub state: State,
+    pub history: String,
+    pub snapshots: usize,
+    pub outages: usize,
+    pub findings: Vec<Finding>,
+    /// Objects that were deleted, or missing from a later listing.
+    pub withdrawn: BTreeSet<String>,
     events: mpsc::Receiver<(usize, SyncEvent)>,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Followed {
-    fn start(store: Arc<dyn Datastore>) -> Self {
+    pub fn start(store: Arc<dyn Datastore>) -> Self {
         let (out, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
         let task = tokio::spawn(syncer::run(store.sources(), out, cancel.clone()));
-        let (state, history) = (State::default(), String::new());
-        Self { state, history, snapshots: 0, outages: 0, events, cancel, task }
+        Self {
+            state: State::default(),
+            history: String::new(),
+            snapshots: 0,
+            outages: 0,
+            findings: Vec::new(),
+            withdrawn: BTreeSet::new(),
+            events,
+            cancel,
+            task,
+        }
     }
 
-    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while !done(self) {
             let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
-            match event.unwrap_or_else(|_| panic!("{what}: {:?}", self.state)).unwrap().1 {
-                SyncEvent::Snapshot { listing, history } => {
+            let event = event.unwrap_or_else(|_| {
+                let keys: Vec<_> = self.state.items.keys().collect();
+                panic!("{what}: at {}, {keys:?}", self.state.revision)
+            });
+            match event.unwrap().1 {
+                SyncEvent::Snapshot { mut listing, history } => {
+                    let before = std::mem::take(&mut self.state).items;
+                    self.findings = std::mem::take(&mut listing.findings);
                     self.state = State::from(listing);
+                    let kept = |key: &String| {
+                        self.state.items.contains_key(key) || self.findings.iter().any(|f| f.key == *key)
+                    };
+                    self.withdrawn.extend(before.into_keys().filter(|key| !kept(key)));
                     self.history = history;
                     self.snapshots += 1;
                 }
                 SyncEvent::Events { revision, events } => {
+                    self.withdrawn.extend(events.iter().filter_map(|event| match event {
+                        Event::Delete { key, .. } => Some(key.clone()),
+                        _ => None,
+                    }));
                     self.state.apply(WatchItem::Events { revision, events });
                 }
                 SyncEvent::Progress { revision } => self.state.apply(WatchItem::Progress { revision }),
@@ -225,7 +252,7 @@ impl Followed {
         }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.cancel.cancel();
         self.task.await.unwrap();
     }
@@ -274,36 +301,20 @@ async fn watch_beyond_the_history_is_told_apart_from_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn user_and_password_are_used() {
-    let Some((server, _)) = etcd(&[]).await else { return };
-    let mut client = raw(&server).await;
-    client.user_add("root", "rootpw", None).await.unwrap();
-    client.user_grant_role("root", "root").await.unwrap();
-    client.role_add("calico").await.unwrap();
-    let permission = etcd_client::Permission::read_write("/calico/").with_prefix();
-    client.role_grant_permission("calico", permission).await.unwrap();
-    client.user_add("typha", "secret", None).await.unwrap();
-    client.user_grant_role("typha", "calico").await.unwrap();
-    client.auth_enable().await.unwrap();
-
-    let with = |password: &str| {
-        StoreConfig::Etcd(EtcdConfig {
-            endpoints: vec![server.endpoint()],
-            username: Some("typha".into()),
-            password: Some(syncer_common::backend::config::Secret::new(password)),
-            ..EtcdConfig::default()
-        })
-    };
-    let store = open(&with("secret")).await.unwrap();
-    let revision = store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
-    assert_eq!(store.list(None).await.unwrap().items.len(), 1);
-    let mut watch = store.watch(revision).await.unwrap();
-    store.delete(&key("a"), None).await.unwrap();
-    assert!(next(&mut watch).await.is_ok());
-    let refused = store.create("/elsewhere", Bytes::from_static(b"{}")).await;
-    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
-    let wrong = open(&with("wrong")).await.unwrap().head().await;
-    assert!(matches!(wrong, Err(Error::Invalid { .. })), "{wrong:?}");
+async fn change_too_large_for_the_watch_is_listed_and_named() {
+    let Some((server, store)) = etcd(&["--max-request-bytes=134217728"]).await else { return };
+    store.create(&key("a"), value("a", "10.0.0.0/24")).await.unwrap();
+    let mut followed = Followed::start(store.clone());
+    followed.until("first object", |f| f.state.items.contains_key(&key("a"))).await;
+    let mut grpc = raw(&server).await.kv_client().max_encoding_message_size(128 << 20);
+    grpc.put(key("m"), vec![b'x'; 70_000_000], None).await.unwrap();
+    followed.until("a listing that names it", |f| f.findings.iter().any(|f| f.key == key("m"))).await;
+    let last = store.create(&key("z"), value("z", "10.0.0.0/24")).await.unwrap();
+    followed.until("what was written after it", |f| f.state.revision >= last).await;
+    assert_eq!(followed.snapshots, 2);
+    assert_eq!(followed.state.items.keys().collect::<Vec<_>>(), [&key("a"), &key("z")]);
+    assert!(followed.withdrawn.is_empty(), "{:?}", followed.withdrawn);
+    followed.stop().await;
 }
 
 /// A CA, and a server and a client that it vouches for.

@@ -1,6 +1,8 @@
 //! What went wrong in a request to etcd, and whose fault it was.
 //!
 //! A failure "about the endpoint" is worth trying elsewhere; a refusal is not: every member would say the same.
+//! A token that is refused is worth a new one: it expires (`--auth-token-ttl`), a restart forgets it, and a change
+//! of users or roles outdates it where it is a signed one (`--auth-token=jwt`).
 
 use std::time::Duration;
 
@@ -8,12 +10,18 @@ use tonic::Code;
 
 use crate::backend::{Error, Revision};
 
+/// Not `Unauthenticated`, but cured by another token all the same: users or roles have changed; authentication
+/// was switched on after the connection was made.
+const OUTDATED: [&str; 2] = ["revision of auth store is old", "user name is empty"];
+
 /// A refusal that every member would repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Compacted,
     /// The reply exceeds the limit of a message.
     TooLarge,
+    /// A login where nobody needs one.
+    AuthOff,
     Invalid,
 }
 
@@ -22,6 +30,8 @@ pub(super) enum Failure {
     Connect(Error),
     Timeout(Duration),
     Endpoint(String),
+    /// The token is not, or no longer, good for the request.
+    Token(String),
     Refused(Refusal, String),
 }
 
@@ -30,7 +40,7 @@ impl Failure {
         match self {
             Failure::Timeout(_) | Failure::Endpoint(_) => true,
             Failure::Connect(error) => matches!(error, Error::Unavailable { .. }),
-            Failure::Refused(..) => false,
+            Failure::Token(_) | Failure::Refused(..) => false,
         }
     }
 
@@ -50,6 +60,10 @@ impl Failure {
                 Error::Unavailable { what, reason: format!("no answer within {} s", after.as_secs()) }
             }
             Failure::Endpoint(reason) => Error::Unavailable { what, reason },
+            Failure::Token(reason) => Error::Invalid {
+                what,
+                reason: format!("{reason}: check the etcd user, its password and its role"),
+            },
             Failure::Refused(Refusal::Compacted, _) => Error::Compacted { compacted: at },
             Failure::Refused(_, reason) => Error::Invalid { what, reason },
         }
@@ -75,9 +89,19 @@ impl From<etcd_client::Error> for Failure {
             Code::OutOfRange if message.contains("message length too large") => {
                 Failure::Refused(Refusal::TooLarge, message.into())
             }
-            // The token dies with the member that issued it, and the client gets a new one when it
-            // connects again; a wrong password is InvalidArgument.
-            Code::Unauthenticated => Failure::Endpoint(message.into()),
+            Code::Unauthenticated => Failure::Token(message.into()),
+            Code::InvalidArgument if OUTDATED.iter().any(|outdated| message.contains(outdated)) => {
+                Failure::Token(message.into())
+            }
+            Code::InvalidArgument if message.contains("authentication failed") => Failure::Refused(
+                Refusal::Invalid,
+                format!(
+                    "{message}: check both; a password that was changed takes effect with a restart of this process"
+                ),
+            ),
+            Code::FailedPrecondition if message.contains("authentication is not enabled") => {
+                Failure::Refused(Refusal::AuthOff, message.into())
+            }
             Code::OutOfRange | Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition => {
                 Failure::Refused(Refusal::Invalid, message.into())
             }
@@ -131,6 +155,23 @@ mod tests {
             failure.into_error("etcd read".into(), 0).to_string(),
             "etcd read: http://h:1: tcp connect error"
         );
+    }
+
+    #[test]
+    fn refused_token_is_told_from_a_wrong_password_and_a_missing_right() {
+        for (code, message) in [
+            (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+            (Code::InvalidArgument, "etcdserver: user name is empty"),
+        ] {
+            assert!(matches!(failure(code, message), Failure::Token(_)), "{message}");
+        }
+        for (code, message) in [
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+        ] {
+            assert!(matches!(failure(code, message), Failure::Refused(Refusal::Invalid, _)), "{message}");
+        }
     }
 
     #[test]

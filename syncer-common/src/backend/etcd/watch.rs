@@ -9,23 +9,26 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_client::{Client, EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use etcd_client::{EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use futures::StreamExt;
+use tonic::Status;
 
-use super::failure::Failure;
-use super::{EtcdStore, REQUEST_TIMEOUT, oversize};
+use super::failure::{Failure, Refusal};
+use super::{Connection, EtcdStore, REQUEST_TIMEOUT, oversize};
 use crate::backend::{
     Error, Event, KeyValue, MAX_VALUE_BYTES, PREFIX, Result, Revision, Source, Watch, WatchItem,
 };
 
-/// An event can not be skipped without reading it: a limit below the largest value that etcd may hold would
-/// stop the watch for good. etcd sends fragments near the size of its largest request.
-const MAX_EVENT_MESSAGE: usize = 512 << 20;
+/// A message is one event or a fragment, and etcd fills fragments up to its `--max-request-bytes` (1.5 MiB unless
+/// set; it warns above 10 MiB) and half a MiB. What is larger can not be skipped without reading it: the watch
+/// then asks for a new listing, which names such values by their keys alone. The bound is what a server can
+/// make this process set aside for one message, so it is not made larger than that recovery needs it to be.
+const MAX_EVENT_MESSAGE: usize = 64 << 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 struct EtcdWatch {
-    /// The connection lives as long as the watch, also after the store has moved to another endpoint.
-    _client: Client,
+    /// Lives as long as the watch, also after the store has got itself another one.
+    connection: Connection,
     requests: WatchRequestSender,
     responses: WatchResponseStream,
     ordered_progress: bool,
@@ -42,18 +45,19 @@ pub(super) async fn start(store: EtcdStore, after: Revision) -> Result<Watch> {
         .with_start_revision(after as i64 + 1)
         .with_fragment()
         .with_progress_notify();
-    let (client, stream, first, version) = store
-        .read(REQUEST_TIMEOUT, |mut client: Client| {
+    let (connection, stream, first, version) = store
+        .read(REQUEST_TIMEOUT, |mut connection| {
             let options = options.clone();
             async move {
-                let version = client.status().await?.version().to_owned();
-                let mut stream = client
-                    .watch_client()
-                    .max_decoding_message_size(MAX_EVENT_MESSAGE)
-                    .watch(PREFIX, Some(options))
-                    .await?;
+                let version = connection.client.status().await?.version().to_owned();
+                let watches = connection.client.watch_client();
+                let mut stream =
+                    watches.max_decoding_message_size(MAX_EVENT_MESSAGE).watch(PREFIX, Some(options)).await?;
                 let first = stream.message().await?;
-                Ok((client, stream, first, version))
+                match first.as_ref().and_then(refused) {
+                    Some(status) => Err(status.into()),
+                    None => Ok((connection, stream, first, version)),
+                }
             }
         })
         .await
@@ -73,7 +77,7 @@ pub(super) async fn start(store: EtcdStore, after: Revision) -> Result<Watch> {
     let mut progress = tokio::time::interval(PROGRESS_INTERVAL);
     progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let watch = EtcdWatch {
-        _client: client,
+        connection,
         requests,
         responses,
         ordered_progress: orders_progress(&version),
@@ -105,15 +109,18 @@ impl EtcdWatch {
         let what = || "etcd watch".to_owned();
         let response = tokio::select! {
             response = self.responses.message() => response,
+            () = self.connection.visit.over.cancelled() => {
+                let reason = "its endpoint fails other requests".into();
+                return Err(Error::Unavailable { what: what(), reason });
+            }
             _ = self.progress.tick(), if self.ordered_progress => {
                 return self.requests.request_progress().await
                     .map_err(|error| Failure::from(error).into_error(what(), self.groups.last));
             }
         };
-        let response =
-            response
-                .map_err(|error| Failure::from(error).into_error(what(), self.groups.last))?
-                .ok_or_else(|| Error::Unavailable { what: what(), reason: "closed by the server".into() })?;
+        let response = response
+            .map_err(|error| broken(error, self.groups.last))?
+            .ok_or_else(|| Error::Unavailable { what: what(), reason: "closed by the server".into() })?;
         canceled(&response, self.groups.last)?;
         if !response.created() {
             let revision = response.header().map_or(0, |header| header.revision() as Revision);
@@ -122,6 +129,25 @@ impl EtcdWatch {
         }
         Ok(())
     }
+}
+
+fn broken(error: etcd_client::Error, after: Revision) -> Error {
+    match Failure::from(error) {
+        Failure::Refused(Refusal::TooLarge, reason) => {
+            tracing::warn!(after, reason, "a change is too large to be read");
+            Error::Compacted { compacted: after + 1 }
+        }
+        failure => failure.into_error("etcd watch".into(), after),
+    }
+}
+
+/// A watch that was refused when it was created. Before 3.4.22 and 3.5.6 a token that has expired is answered as if
+/// the user had no right: the caller tries once with a new one.
+fn refused(response: &WatchResponse) -> Option<Status> {
+    let reason = response.cancel_reason();
+    let refused = ["auth token", "revision of auth store", "user name is empty", "permission denied"];
+    (response.canceled() && refused.iter().any(|part| reason.contains(part)))
+        .then(|| Status::unauthenticated(reason))
 }
 
 fn canceled(response: &WatchResponse, after: Revision) -> Result<()> {
@@ -205,6 +231,13 @@ impl Groups {
             }
         }
         if fragment {
+            // The next fragment may go on with the revision of the last event; what is before that is complete.
+            let complete = self.pending.partition_point(|event| event.revision() < self.pending_revision);
+            let events: Vec<Event> = self.pending.drain(..complete).collect();
+            if let Some(event) = events.last() {
+                self.last = event.revision();
+                ready.push_back(WatchItem::Events { revision: self.last, events });
+            }
             return;
         }
         if self.pending_revision > self.last {
@@ -237,6 +270,21 @@ mod tests {
         groups.receive(vec![delete(6, "c")], 9, false, &mut ready);
         match ready.pop_front() {
             Some(WatchItem::Events { revision: 6, events }) => assert_eq!(events.len(), 3),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn complete_transactions_do_not_wait_for_the_last_fragment() {
+        let (mut groups, mut ready) = (Groups::new(5), VecDeque::new());
+        groups.receive(vec![delete(6, "a"), delete(6, "b"), delete(7, "c")], 9, true, &mut ready);
+        match ready.pop_front() {
+            Some(WatchItem::Events { revision: 6, events }) => assert_eq!(events.len(), 2),
+            other => panic!("{other:?}"),
+        }
+        groups.receive(vec![delete(7, "d")], 9, false, &mut ready);
+        match ready.pop_front() {
+            Some(WatchItem::Events { revision: 7, events }) => assert_eq!(events.len(), 2),
             other => panic!("{other:?}"),
         }
     }
