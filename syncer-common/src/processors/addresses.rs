@@ -30,7 +30,7 @@ pub(super) fn interface_address(text: &str) -> Result<String, String> {
 }
 
 /// A MAC address in lower case with colons.
-pub(super) fn mac(text: &str) -> Result<String, String> {
+pub(crate) fn mac(text: &str) -> Result<String, String> {
     let bytes: Vec<&str> = text.split([':', '-']).collect();
     let good = bytes.len() == 6
         && bytes.iter().all(|byte| byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit()));

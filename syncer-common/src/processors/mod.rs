@@ -31,6 +31,7 @@ use crate::apis::{FieldError, Resource};
 use crate::model::{DeletionReason, Key, ResourceKey, Update, Value};
 use crate::validate;
 
+pub(crate) use addresses::mac;
 pub use addresses::{parse_address, parse_net};
 pub use endpoints::split_workload_name;
 
