@@ -224,13 +224,18 @@ impl KubeServer {
     /// # Panics
     /// When the server refuses one.
     pub async fn apply(&self, yaml: &str) {
-        if let Err(error) = self.try_apply(yaml).await {
-            panic!("{error}\nwhile applying:\n{yaml}");
+        if let Err((object, error)) = self.apply_documents(yaml).await {
+            panic!("{object}: {error}");
         }
     }
 
     /// The same, ending at the first document that the server refuses.
     pub async fn try_apply(&self, yaml: &str) -> kube::Result<()> {
+        self.apply_documents(yaml).await.map_err(|(_, error)| error)
+    }
+
+    /// With an error, the object that it is about.
+    async fn apply_documents(&self, yaml: &str) -> Result<(), (String, kube::Error)> {
         let client = self.client().await;
         let mut kinds: HashMap<GroupVersionKind, (ApiResource, ApiCapabilities)> = HashMap::new();
         let mut defined: Vec<Value> = Vec::new();
@@ -240,16 +245,17 @@ impl KubeServer {
                 continue;
             }
             let gvk = kind_of(&object);
+            let named = |error| (format!("{} {}", gvk.kind, object["metadata"]["name"]), error);
             if gvk.kind == "CustomResourceDefinition" {
                 defined.push(object.clone());
             } else {
                 self.wait_for_definitions(&client, &std::mem::take(&mut defined)).await;
             }
             if !kinds.contains_key(&gvk) {
-                kinds.insert(gvk.clone(), discovery::pinned_kind(&client, &gvk).await?);
+                kinds.insert(gvk.clone(), discovery::pinned_kind(&client, &gvk).await.map_err(named)?);
             }
             let (resource, capabilities) = &kinds[&gvk];
-            apply_object(&client, resource, capabilities, &object).await?;
+            apply_object(&client, resource, capabilities, &object).await.map_err(named)?;
         }
         self.wait_for_definitions(&client, &defined).await;
         Ok(())
@@ -261,14 +267,23 @@ impl KubeServer {
     /// When the server refuses one.
     pub async fn install_crds(&self, group: ApiGroup) {
         let folder = match group {
-            ApiGroup::V1 => "v1",
-            ApiGroup::V3 => "v3",
+            ApiGroup::V1 => "crds/v1",
+            ApiGroup::V3 => "crds/v3",
         };
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds").join(folder);
+        self.apply_folder(folder).await;
+    }
+
+    /// Every object in a folder of `deploy/`.
+    ///
+    /// # Panics
+    /// When the server refuses one.
+    pub async fn apply_folder(&self, folder: &str) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(folder);
         let mut files: Vec<_> = std::fs::read_dir(&folder)
             .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+            .filter(|path| !path.ends_with("kustomization.yaml"))
             .collect();
         files.sort();
         let documents: Vec<_> =
