@@ -9,7 +9,8 @@ use std::time::Duration;
 use daemon::logging::Format;
 use daemon::settings::SettingsError;
 use daemon::{Endpoint, Settings, Spec, logging, spec};
-use syncer_common::backend::config::{EtcdConfig, Secret, StoreConfig};
+use syncer_common::backend::config::{EtcdConfig, KubernetesConfig, Secret, StoreConfig};
+use syncer_common::kubernetes::ApiGroup;
 
 use crate::syncserver::{self, Options};
 
@@ -22,7 +23,7 @@ pub const SPECS: &[Spec] = &[
     spec(
         "DatastoreType",
         "etcdv3",
-        "Where the cluster's state is: etcdv3, or directory (a folder of manifests)",
+        "Where the cluster's state is: etcdv3, kubernetes, or directory (a folder of manifests)",
     ),
     spec("EtcdEndpoints", "", "etcd servers, with commas, as http://host:port or https://host:port"),
     spec("EtcdScheme", "http", "Scheme of EtcdAddr"),
@@ -36,6 +37,18 @@ pub const SPECS: &[Spec] = &[
         "",
         "Password of the etcd user; better in the environment or the file than as a flag",
     ),
+    spec(
+        "Kubeconfig",
+        "",
+        "Kubeconfig file, for DatastoreType kubernetes; empty = the service account of this pod",
+    ),
+    spec("KubeContext", "", "Context of the kubeconfig; empty = its current one"),
+    spec(
+        "CalicoAPIGroup",
+        "",
+        "Group of Calico's custom resources, crd.projectcalico.org/v1 or projectcalico.org/v3; empty = ask the server",
+    ),
+    spec("UsePodCIDR", "false", "Blocks come from the nodes' pod CIDRs instead of Calico's IPAM"),
     spec("Directory", "", "Folder of manifests, for DatastoreType directory"),
     spec(
         "AcceptHistory",
@@ -74,8 +87,6 @@ pub const SPECS: &[Spec] = &[
 #[derive(Clone, Debug)]
 pub struct Config {
     pub store: StoreConfig,
-    /// Name of the datastore's revision space.
-    pub source: &'static str,
     /// A history whose deletions the operator believes after a fork; empty = none.
     pub accept_history: String,
     pub server: Endpoint,
@@ -88,7 +99,6 @@ pub struct Config {
 
 impl Config {
     pub fn read(settings: &Settings) -> Result<Self, SettingsError> {
-        let (store, source) = store(settings)?;
         let port = |name: &str| settings.get::<u16>(name);
         let endpoint = |enabled: &str, host: &str, number: &str| -> Result<Option<Endpoint>, SettingsError> {
             let on = settings.get::<bool>(enabled)?;
@@ -100,8 +110,7 @@ impl Config {
         };
         let format: String = settings.get("LogFormat")?;
         Ok(Config {
-            store,
-            source,
+            store: store(settings)?,
             accept_history: settings.get("AcceptHistory")?,
             server: Endpoint::new(settings.get::<String>("ServerHost")?, port("ServerPort")?),
             options: Options {
@@ -128,21 +137,38 @@ fn positive(settings: &Settings, name: &str) -> Result<Duration, SettingsError> 
     }
 }
 
-fn store(settings: &Settings) -> Result<(StoreConfig, &'static str), SettingsError> {
+fn store(settings: &Settings) -> Result<StoreConfig, SettingsError> {
     let kind: String = settings.get("DatastoreType")?;
     match kind.to_ascii_lowercase().as_str() {
-        "etcdv3" | "etcd" => Ok((StoreConfig::Etcd(etcd(settings)?), "etcd")),
+        "etcdv3" | "etcd" => Ok(StoreConfig::Etcd(etcd(settings)?)),
+        "kubernetes" => Ok(StoreConfig::Kubernetes(kubernetes(settings)?)),
         "directory" => match settings.get::<Option<PathBuf>>("Directory")? {
-            Some(path) => Ok((StoreConfig::directory(path), "directory")),
+            Some(path) => Ok(StoreConfig::directory(path)),
             None => Err(settings.refuse("Directory", "is needed with DatastoreType directory")),
         },
-        "kubernetes" => {
-            Err(settings.refuse("DatastoreType", "kubernetes is not available yet: use etcdv3 or directory"))
-        }
-        other => {
-            Err(settings.refuse("DatastoreType", format!("{other:?} is not known: use etcdv3 or directory")))
-        }
+        other => Err(settings
+            .refuse("DatastoreType", format!("{other:?} is not known: use etcdv3, kubernetes or directory"))),
     }
+}
+
+fn kubernetes(settings: &Settings) -> Result<KubernetesConfig, SettingsError> {
+    let group: String = settings.get("CalicoAPIGroup")?;
+    let group = match group.as_str() {
+        "" => None,
+        "crd.projectcalico.org/v1" => Some(ApiGroup::V1),
+        "projectcalico.org/v3" => Some(ApiGroup::V3),
+        other => {
+            let reason =
+                format!("{other:?} is not known: use crd.projectcalico.org/v1 or projectcalico.org/v3");
+            return Err(settings.refuse("CalicoAPIGroup", reason));
+        }
+    };
+    Ok(KubernetesConfig {
+        kubeconfig: settings.get("Kubeconfig")?,
+        context: settings.get("KubeContext")?,
+        group,
+        use_pod_cidr: settings.get("UsePodCIDR")?,
+    })
 }
 
 fn etcd(settings: &Settings) -> Result<EtcdConfig, SettingsError> {
@@ -203,9 +229,18 @@ mod tests {
     #[test]
     fn directory_and_etcd_are_chosen_by_type() {
         let config = read(&[("TYPHA_DATASTORETYPE", "directory"), ("TYPHA_DIRECTORY", "/store")]).unwrap();
-        assert_eq!((config.store, config.source), (StoreConfig::directory("/store"), "directory"));
+        assert_eq!(config.store, StoreConfig::directory("/store"));
         let config = read(&[("TYPHA_ETCDENDPOINTS", "http://a:1,http://b:2")]).unwrap();
-        assert_eq!((config.store, config.source), (StoreConfig::etcd(["http://a:1", "http://b:2"]), "etcd"));
+        assert_eq!(config.store, StoreConfig::etcd(["http://a:1", "http://b:2"]));
+        let config = read(&[
+            ("TYPHA_DATASTORETYPE", "kubernetes"),
+            ("TYPHA_KUBECONFIG", "/k"),
+            ("TYPHA_CALICOAPIGROUP", "projectcalico.org/v3"),
+        ])
+        .unwrap();
+        let group = Some(ApiGroup::V3);
+        let expected = KubernetesConfig { kubeconfig: Some("/k".into()), group, ..Default::default() };
+        assert_eq!(config.store, StoreConfig::Kubernetes(expected));
     }
 
     #[test]
@@ -213,8 +248,8 @@ mod tests {
         for (variables, says) in [
             (&[("TYPHA_DATASTORETYPE", "directory")][..], "Directory (not set): is needed"),
             (
-                &[("TYPHA_DATASTORETYPE", "kubernetes")][..],
-                "TYPHA_DATASTORETYPE: kubernetes is not available yet",
+                &[("TYPHA_DATASTORETYPE", "kubernetes"), ("TYPHA_CALICOAPIGROUP", "v3")][..],
+                "TYPHA_CALICOAPIGROUP: \"v3\" is not known",
             ),
             (&[("TYPHA_DATASTORETYPE", "consul")][..], "TYPHA_DATASTORETYPE: \"consul\" is not known"),
             (&[("TYPHA_SERVERPORT", "x")][..], "TYPHA_SERVERPORT: \"x\" is not a number"),

@@ -47,7 +47,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let http = Http::bind(config.metrics.clone(), config.health.clone(), recorder, health).await?;
     tracing::info!(
         replica = config.options.replica,
-        datastore = config.source,
+        datastore = config.store.name(),
         health = ?http.health_address(),
         metrics = ?http.metrics_address(),
         software = config.options.software,
@@ -55,7 +55,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
 
     let epoch = uuid::Uuid::new_v4().to_string();
-    let cache = Shared::new(Cache::new(epoch, config.source, config.accept_history.clone()));
+    let cache = Shared::new(Cache::new(epoch, config.accept_history.clone()));
     let intake = Arc::new(Intake::default());
     let drain = config.options.drain;
     let server =
@@ -86,13 +86,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Opens the datastore and feeds the pipeline from it.
-async fn follow(config: StoreConfig, pipeline: Pipeline, stopped: CancellationToken) -> anyhow::Result<()> {
+async fn follow(
+    config: StoreConfig,
+    mut pipeline: Pipeline,
+    stopped: CancellationToken,
+) -> anyhow::Result<()> {
     let store = tokio::select! {
         store = open(&config) => store?,
         () = stopped.cancelled() => return Ok(()),
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
-    tokio::join!(syncer::run(store.sources(), sender, stopped), pipeline.run(receiver));
+    let sources = store.sources();
+    let asks = pipeline.follow(&sources.iter().map(|source| source.name()).collect::<Vec<_>>());
+    tokio::join!(syncer::run(sources, sender, asks, stopped), pipeline.run(receiver));
     Ok(())
 }
 

@@ -47,7 +47,6 @@ pub struct Metrics {
     pub cache_size: Gauge,
     pub tombstones: Gauge,
     pub seq: Gauge,
-    pub revision: Gauge,
     pub age: Gauge,
     pub datastore_connected: Gauge,
     pub listings: Counter,
@@ -76,7 +75,6 @@ impl Metrics {
             cache_size: gauge!(CACHE_SIZE),
             tombstones: gauge!(TOMBSTONES),
             seq: gauge!(SEQ),
-            revision: gauge!(REVISION),
             age: gauge!(AGE),
             datastore_connected: gauge!(CONNECTED),
             listings: counter!(RELISTS),
@@ -87,6 +85,11 @@ impl Metrics {
         };
         metrics.zero();
         metrics
+    }
+
+    /// Revision up to which a source is complete.
+    pub fn revision(source: &str) -> Gauge {
+        gauge!(REVISION, "source" => source.to_owned())
     }
 
     fn zero(&self) {
@@ -113,7 +116,6 @@ impl Metrics {
             &self.cache_size,
             &self.tombstones,
             &self.seq,
-            &self.revision,
             &self.age,
             &self.datastore_connected,
         ] {

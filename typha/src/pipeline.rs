@@ -1,11 +1,11 @@
 //! From datastore events to the cache: convert, validate, compare. The one writer of the cache.
 //!
-//! Order is the datastore's: a revision is applied whole before the next one, and the cache's revision moves
-//! only with it. A listing is compared with the objects known before: what is missing from it is deleted, at
+//! Order is that of each source: a revision is applied whole before the next one, and the cache's revision of
+//! the source moves only with it. A listing is compared with the objects known before: what is missing from it is deleted, at
 //! the listing's revision.
 //!
-//! Three things are never taken for a deletion: an object too large to be carried (the backend lists it as
-//! oversize), an object that is not JSON, and, after a change of the datastore's history, absence itself. The
+//! Three things are never taken for a deletion: an object too large to be carried (the backend reports a
+//! finding), an object that is not JSON, and, after a change of the datastore's history, absence itself. The
 //! first two keep their last good entry. An object that is JSON but does not pass validation loses its entry
 //! with reason INVALID. Each is logged once per key and reason, and counted.
 
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use metrics::Gauge;
 use syncer_common::backend::{Event, Finding, Listing};
 use syncer_common::model::{Key, Update};
 use syncer_common::processors::{ConversionError, Processors};
@@ -34,11 +35,16 @@ pub struct Pipeline {
     intake: Arc<Intake>,
     metrics: Metrics,
     processors: Processors,
-    /// Objects in the datastore: path to the revision of the last change that was converted.
-    objects: BTreeMap<String, u64>,
+    sources: Vec<Source>,
     /// What was last reported of a key, so that it is reported once.
     reported: HashMap<String, String>,
+}
+
+struct Source {
+    /// Its objects: path to the revision of the last change that was converted.
+    objects: BTreeMap<String, u64>,
     connected: bool,
+    revision: Gauge,
 }
 
 impl Pipeline {
@@ -48,46 +54,64 @@ impl Pipeline {
             intake,
             metrics,
             processors: Processors::new(),
-            objects: BTreeMap::new(),
+            sources: Vec::new(),
             reported: HashMap::new(),
-            connected: false,
         }
+    }
+
+    /// The sources whose events will come, by name. Returns the wishes for reads of them.
+    pub fn follow(&mut self, names: &[&str]) -> mpsc::Receiver<usize> {
+        self.sources = names
+            .iter()
+            .map(|name| Source {
+                objects: BTreeMap::new(),
+                connected: false,
+                revision: Metrics::revision(name),
+            })
+            .collect();
+        self.cache.update(|cache| {
+            cache.follow(names.iter().copied());
+            // What is in no datastore belongs to the first source.
+            let initial = self.processors.initial();
+            cache.apply_initial(initial);
+        });
+        self.cache.asks().expect("the datastore is opened once")
     }
 
     /// Applies events until their source ends.
     pub async fn run(mut self, mut events: mpsc::Receiver<(usize, SyncEvent)>) {
-        while let Some((_, event)) = events.recv().await {
-            self.on_event(event, Instant::now());
+        while let Some((source, event)) = events.recv().await {
+            self.on_event(source, event, Instant::now());
             // A long listing is applied in one piece; let the streams have their turn.
             tokio::task::yield_now().await;
         }
     }
 
-    pub fn on_event(&mut self, event: SyncEvent, now: Instant) {
-        let connected = !matches!(event, SyncEvent::Disconnected { .. });
-        if connected != self.connected {
-            self.connected = connected;
-            self.metrics.datastore_connected.set(if connected { 1.0 } else { 0.0 });
+    pub fn on_event(&mut self, source: usize, event: SyncEvent, now: Instant) {
+        // A read beside the watch says nothing about the watch.
+        if !matches!(event, SyncEvent::Proof(_)) {
+            self.sources[source].connected = !matches!(event, SyncEvent::Disconnected { .. });
         }
         match event {
-            SyncEvent::Snapshot { listing, history } => self.on_listing(listing, &history, now),
-            SyncEvent::Events { revision, events } => self.on_events(revision, events, now),
-            SyncEvent::Progress { revision } => self.cache.update(|cache| cache.progressed(revision)),
+            SyncEvent::Snapshot { listing, history } => self.on_listing(source, listing, &history, now),
+            SyncEvent::Events { revision, events } => self.on_events(source, revision, events, now),
+            SyncEvent::Progress { revision } => {
+                self.cache.update(|cache| cache.progressed(source, revision, now));
+            }
             SyncEvent::Proof(head) => self.cache.update(|cache| {
-                cache.proof(head.revision, head.started);
+                cache.proof(source, head.revision, head.started);
                 cache.trim(now);
             }),
             SyncEvent::Disconnected { reason } => {
                 tracing::debug!(reason, "datastore does not answer, serving what is known");
             }
         }
-        self.measure(now);
+        self.measure(source, now);
     }
 
-    fn on_listing(&mut self, listing: Listing, history: &str, now: Instant) {
+    fn on_listing(&mut self, source: usize, listing: Listing, history: &str, now: Instant) {
         self.metrics.listings.increment(1);
-        let first = self.objects.is_empty();
-        let other = self.cache.update(|cache| cache.listing(history, listing.revision));
+        let other = self.cache.update(|cache| cache.listing(source, history, listing.revision));
         if other {
             let held = self.cache.read().forked();
             tracing::error!(
@@ -97,28 +121,31 @@ impl Pipeline {
                 "datastore has another history than before; set AcceptHistory to this history to believe its deletions"
             );
         }
-        let mut updates = if first { self.processors.initial() } else { Vec::new() };
-        let mut before = std::mem::take(&mut self.objects);
+        let mut updates = Vec::new();
+        let mut before = std::mem::take(&mut self.sources[source].objects);
+        let mut objects = BTreeMap::new();
         for item in listing.items {
             // Revisions of another history say nothing about equality.
             let unchanged = before.remove(&item.key) == Some(item.mod_revision) && !other;
             if !unchanged {
                 self.put(&item.key, &item.value, &mut updates);
             }
-            self.objects.insert(item.key, item.mod_revision);
+            objects.insert(item.key, item.mod_revision);
         }
         for Finding { key, mod_revision, field, reason } in listing.findings {
             before.remove(&key);
             self.refuse(&key, &field, &reason);
-            self.objects.insert(key, mod_revision);
+            objects.insert(key, mod_revision);
         }
         for gone in before.into_keys() {
             self.delete(&gone, &mut updates);
         }
-        let applied = self.cache.update(|cache| cache.apply_listing(listing.revision, updates, now));
+        let count = objects.len();
+        self.sources[source].objects = objects;
+        let applied = self.cache.update(|cache| cache.apply_listing(source, listing.revision, updates, now));
         tracing::debug!(
             revision = listing.revision,
-            objects = self.objects.len(),
+            objects = count,
             changed = applied.changed,
             "listing applied"
         );
@@ -126,7 +153,7 @@ impl Pipeline {
     }
 
     /// Splits the events into the revisions they belong to.
-    fn on_events(&mut self, revision: u64, events: Vec<Event>, now: Instant) {
+    fn on_events(&mut self, source: usize, revision: u64, events: Vec<Event>, now: Instant) {
         let mut events = events.into_iter().peekable();
         while let Some(first) = events.next() {
             let at = first.revision();
@@ -144,19 +171,19 @@ impl Pipeline {
                 match event {
                     Event::Put(object) => {
                         self.put(&object.key, &object.value, &mut updates);
-                        self.objects.insert(object.key, object.mod_revision);
+                        self.sources[source].objects.insert(object.key, object.mod_revision);
                     }
                     Event::Delete { key, .. } => {
-                        self.objects.remove(&key);
+                        self.sources[source].objects.remove(&key);
                         self.delete(&key, &mut updates);
                     }
                     Event::Finding(Finding { key, mod_revision, field, reason }) => {
                         self.refuse(&key, &field, &reason);
-                        self.objects.insert(key, mod_revision);
+                        self.sources[source].objects.insert(key, mod_revision);
                     }
                 }
             }
-            let applied = self.cache.update(|cache| cache.apply_revision(at, updates, witness, now));
+            let applied = self.cache.update(|cache| cache.apply_revision(source, at, updates, witness, now));
             tracing::debug!(
                 revision = at,
                 changed = applied.changed,
@@ -165,7 +192,7 @@ impl Pipeline {
             );
             self.count(applied);
         }
-        self.cache.update(|cache| cache.progressed(revision));
+        self.cache.update(|cache| cache.progressed(source, revision, now));
     }
 
     fn put(&mut self, path: &str, value: &[u8], updates: &mut Vec<Update>) {
@@ -212,12 +239,14 @@ impl Pipeline {
         }
     }
 
-    fn measure(&self, now: Instant) {
+    fn measure(&self, source: usize, now: Instant) {
         let cache = self.cache.read();
         self.metrics.cache_size.set(cache.live().values().sum::<u64>() as f64);
         self.metrics.tombstones.set(cache.tombstones() as f64);
         self.metrics.seq.set(cache.head() as f64);
-        self.metrics.revision.set(cache.revision() as f64);
+        let connected = self.sources.iter().all(|source| source.connected);
+        self.metrics.datastore_connected.set(if connected { 1.0 } else { 0.0 });
+        self.sources[source].revision.set(cache.revision(source) as f64);
         self.metrics.age.set(cache.age(now).map_or(-1.0, |age| age.as_secs_f64()));
     }
 }
@@ -256,9 +285,11 @@ mod tests {
     }
 
     fn pipeline() -> (Pipeline, Arc<Shared>, Arc<Intake>) {
-        let cache = Shared::new(Cache::new("e", "etcd", ""));
+        let cache = Shared::new(Cache::new("e", ""));
         let intake = Arc::new(Intake::default());
-        (Pipeline::new(cache.clone(), intake.clone(), Metrics::new()), cache, intake)
+        let mut pipeline = Pipeline::new(cache.clone(), intake.clone(), Metrics::new());
+        pipeline.follow(&["etcd"]);
+        (pipeline, cache, intake)
     }
 
     fn listing(revision: u64, items: Vec<KeyValue>) -> SyncEvent {
@@ -280,14 +311,14 @@ mod tests {
     fn unreadable_object_keeps_its_last_good_entry_and_is_counted() {
         let (mut pipeline, cache, intake) = pipeline();
         let now = Instant::now();
-        pipeline.on_event(listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
+        pipeline.on_event(0, listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
         assert!(has(&cache, ENTRY));
         let broken = Event::Put(object(POOL, "{\"kind\":", 11));
-        pipeline.on_event(SyncEvent::Events { revision: 11, events: vec![broken] }, now);
+        pipeline.on_event(0, SyncEvent::Events { revision: 11, events: vec![broken] }, now);
         assert!(has(&cache, ENTRY));
-        assert_eq!((invalid(&intake), cache.read().revision()), (1, 11));
+        assert_eq!((invalid(&intake), cache.read().revision(0)), (1, 11));
         // Listing it again, still broken, changes nothing either.
-        pipeline.on_event(listing(12, vec![object(POOL, "{\"kind\":", 11)]), now);
+        pipeline.on_event(0, listing(12, vec![object(POOL, "{\"kind\":", 11)]), now);
         assert!(has(&cache, ENTRY));
     }
 
@@ -295,17 +326,17 @@ mod tests {
     fn object_missing_from_a_listing_is_deleted_at_the_listings_revision() {
         let (mut pipeline, cache, _) = pipeline();
         let now = Instant::now();
-        pipeline.on_event(listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
-        pipeline.on_event(listing(20, vec![]), now);
+        pipeline.on_event(0, listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
+        pipeline.on_event(0, listing(20, vec![]), now);
         assert!(!has(&cache, ENTRY));
-        assert_eq!((cache.read().tombstones(), cache.read().revision()), (1, 20));
+        assert_eq!((cache.read().tombstones(), cache.read().revision(0)), (1, 20));
     }
 
     #[test]
     fn oversize_object_is_not_taken_for_deleted() {
         let (mut pipeline, cache, intake) = pipeline();
         let now = Instant::now();
-        pipeline.on_event(listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
+        pipeline.on_event(0, listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
         let findings = vec![Finding {
             key: POOL.into(),
             mod_revision: 15,
@@ -313,7 +344,7 @@ mod tests {
             reason: "too large".into(),
         }];
         let relisted = Listing { revision: 20, items: vec![], findings };
-        pipeline.on_event(SyncEvent::Snapshot { listing: relisted, history: "h".into() }, now);
+        pipeline.on_event(0, SyncEvent::Snapshot { listing: relisted, history: "h".into() }, now);
         assert!(has(&cache, ENTRY));
         assert_eq!(invalid(&intake), 1);
     }
@@ -322,16 +353,16 @@ mod tests {
     fn events_are_applied_revision_by_revision() {
         let (mut pipeline, cache, _) = pipeline();
         let now = Instant::now();
-        pipeline.on_event(listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
+        pipeline.on_event(0, listing(10, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
         let head = cache.read().head();
         let events = vec![
             Event::Put(object(POOL, &pool("10.66.0.0/16"), 11)),
             Event::Put(object(POOL, &pool("10.65.0.0/16"), 12)),
         ];
-        pipeline.on_event(SyncEvent::Events { revision: 14, events }, now);
+        pipeline.on_event(0, SyncEvent::Events { revision: 14, events }, now);
         assert!(has(&cache, ENTRY) && cache.read().head() > head + 1, "each revision was compared by itself");
-        assert_eq!(cache.read().revision(), 14);
-        pipeline.on_event(SyncEvent::Proof(Head { revision: 14, started: now }), now);
+        assert_eq!(cache.read().revision(0), 14);
+        pipeline.on_event(0, SyncEvent::Proof(Head { revision: 14, started: now }), now);
         assert!(cache.read().in_sync());
     }
 
@@ -340,8 +371,8 @@ mod tests {
         let (mut pipeline, cache, _) = pipeline();
         let now = Instant::now();
         let info = r#"{"kind":"ClusterInformation","apiVersion":"projectcalico.org/v3","metadata":{"name":"default"},"spec":{"datastoreReady":true}}"#;
-        pipeline.on_event(listing(30, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
-        pipeline.on_event(listing(20, vec![object(INFO, info, 7)]), now);
+        pipeline.on_event(0, listing(30, vec![object(POOL, &pool("10.65.0.0/16"), 5)]), now);
+        pipeline.on_event(0, listing(20, vec![object(INFO, info, 7)]), now);
         assert!(cache.read().forked() && has(&cache, ENTRY));
         assert!(has(&cache, "/calico/v1/Ready"), "updates flow");
     }

@@ -132,9 +132,9 @@ async fn replica_that_is_not_in_sync_sends_status_and_heartbeats_only() {
     let replica = Replica::start(options());
     // It has content, but no proof that the content is current.
     replica.cache.update(|cache| {
-        cache.listing("history", 5);
-        cache.apply_listing(5, some(10), std::time::Instant::now());
-        cache.proof(9, std::time::Instant::now());
+        cache.listing(0, "history", 5);
+        cache.apply_listing(0, 5, some(10), std::time::Instant::now());
+        cache.proof(0, 9, std::time::Instant::now());
     });
     let mut raw = Raw::greet(&replica, None).await;
     let Some(Down::Hello(_)) = raw.next().await.unwrap() else { panic!("no hello") };
@@ -145,7 +145,7 @@ async fn replica_that_is_not_in_sync_sends_status_and_heartbeats_only() {
         let Some(Down::Heartbeat(beat)) = message else { panic!("{message:?}") };
         assert_eq!(beat.age_millis, None);
     }
-    replica.cache.update(|cache| cache.progressed(9));
+    replica.cache.update(|cache| cache.progressed(0, 9, std::time::Instant::now()));
     let Some(Down::Batch(batch)) = raw.next().await.unwrap() else { panic!("no batch") };
     assert_eq!(batch.entries.len(), 10);
     let Some(Down::SnapshotEnd(end)) = raw.next().await.unwrap() else { panic!("no end") };
@@ -255,7 +255,7 @@ async fn restored_datastore_deletes_nothing() {
     let cache = new.cache.clone();
     let reads = tokio::spawn(async move {
         loop {
-            cache.update(|cache| cache.proof(41, std::time::Instant::now()));
+            cache.update(|cache| cache.proof(0, 41, std::time::Instant::now()));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });

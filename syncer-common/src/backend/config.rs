@@ -76,6 +76,15 @@ impl StoreConfig {
         })
     }
 
+    /// `etcd`, `directory` or `kubernetes`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Etcd(_) => "etcd",
+            Self::Directory { .. } => "directory",
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Self::Directory { path: path.into() }
     }

@@ -11,6 +11,7 @@
 //!
 //! Each source has its own machine; one reader proves all of them, in turn. Events carry the source's number.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -60,10 +61,12 @@ pub enum SyncEvent {
     },
 }
 
-/// Follows `sources` until `cancel` fires or `out` is closed. Never gives up.
+/// Follows `sources` until `cancel` fires or `out` is closed. Never gives up. `asks` are wishes for a proof of
+/// one source before its turn.
 pub async fn run(
     sources: Vec<Arc<dyn Source>>,
     out: mpsc::Sender<(usize, SyncEvent)>,
+    asks: mpsc::Receiver<usize>,
     cancel: CancellationToken,
 ) {
     let (health, observed) = watch::channel(Health::Unknown);
@@ -84,34 +87,48 @@ pub async fn run(
     tokio::select! {
         () = cancel.cancelled() => {}
         _ = futures::future::select_all(follow.map(Box::pin)) => {}
-        () = prove(&sources, &out, &health) => {}
+        () = prove(&sources, &out, asks, &health) => {}
     }
 }
 
-/// Reads the newest revision of one source after the other. Returns when `out` is closed.
+/// Reads the newest revision of one source after the other, and of those asked for. Returns when `out` is closed.
 async fn prove(
     sources: &[Arc<dyn Source>],
     out: &mpsc::Sender<(usize, SyncEvent)>,
+    mut asks: mpsc::Receiver<usize>,
     health: &watch::Sender<Health>,
 ) {
     let interval = if sources.len() == 1 { PROOF_INTERVAL } else { PROOF_INTERVAL_IN_TURN };
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut proven = Instant::now();
-    for (index, source) in sources.iter().enumerate().cycle() {
-        ticks.tick().await;
-        match source.head().await {
-            Ok(head) => {
-                proven = Instant::now();
-                health.send_replace(Health::Proven);
-                if out.send((index, SyncEvent::Proof(head))).await.is_err() {
-                    return;
+    let mut turn = (0..sources.len()).cycle();
+    loop {
+        // Many agents that come at once wish for the same.
+        let mut wanted = BTreeSet::new();
+        tokio::select! {
+            _ = ticks.tick() => wanted.extend(turn.next()),
+            Some(asked) = asks.recv() => wanted.extend((asked < sources.len()).then_some(asked)),
+        }
+        while let Ok(asked) = asks.try_recv() {
+            wanted.extend((asked < sources.len()).then_some(asked));
+        }
+        for index in wanted {
+            match sources[index].head().await {
+                Ok(head) => {
+                    proven = Instant::now();
+                    health.send_replace(Health::Proven);
+                    if out.send((index, SyncEvent::Proof(head))).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) if proven.elapsed() >= PROOF_PATIENCE => {
+                    health.send_replace(Health::Lost(error.to_string()));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, source = sources[index].name(), "datastore did not answer a read");
                 }
             }
-            Err(error) if proven.elapsed() >= PROOF_PATIENCE => {
-                health.send_replace(Health::Lost(error.to_string()));
-            }
-            Err(error) => tracing::debug!(%error, source = source.name(), "datastore did not answer a read"),
         }
     }
 }

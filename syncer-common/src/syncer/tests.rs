@@ -111,8 +111,12 @@ async fn observe(store: Arc<Scripted>, time: Duration) -> Vec<String> {
         tokio::time::sleep(time).await;
         stop.cancel();
     };
-    let ((), seen, ()) = tokio::join!(run(vec![store], out, cancel), collect, timer);
+    let ((), seen, ()) = tokio::join!(run(vec![store], out, no_asks(), cancel), collect, timer);
     seen
+}
+
+fn no_asks() -> mpsc::Receiver<usize> {
+    mpsc::channel(1).1
 }
 
 fn event(revision: Revision) -> Result<WatchItem> {
@@ -196,7 +200,7 @@ async fn silent_watch_is_left_when_reads_fail_too() {
     let store = Scripted::new(10).with(|script| script.lists.push_back(Ok(10)));
     let (out, mut events) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(run(vec![store.clone()], out, cancel.clone()));
+    let running = tokio::spawn(run(vec![store.clone()], out, no_asks(), cancel.clone()));
     while store.asked().len() < 2 {
         events.recv().await.unwrap();
     }
@@ -226,7 +230,7 @@ async fn another_history_is_listed_and_not_resumed() {
     });
     let (out, mut events) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(run(vec![store.clone()], out, cancel.clone()));
+    let running = tokio::spawn(run(vec![store.clone()], out, no_asks(), cancel.clone()));
     let mut snapshots = Vec::new();
     while snapshots.len() < 2 {
         match events.recv().await.unwrap().1 {
@@ -257,7 +261,7 @@ async fn proofs_come_every_second() {
     let store = Scripted::new(10).with(|script| script.lists.push_back(Ok(10)));
     let (out, mut events) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let running = tokio::spawn(run(vec![store], out, cancel.clone()));
+    let running = tokio::spawn(run(vec![store], out, no_asks(), cancel.clone()));
     tokio::time::sleep(Duration::from_millis(3_500)).await;
     cancel.cancel();
     running.await.unwrap();

@@ -204,7 +204,7 @@ impl Followed {
     pub fn start(store: Arc<dyn Datastore>) -> Self {
         let (out, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(syncer::run(store.sources(), out, cancel.clone()));
+        let task = tokio::spawn(syncer::run(store.sources(), out, mpsc::channel(1).1, cancel.clone()));
         Self {
             state: State::default(),
             history: String::new(),

@@ -169,8 +169,8 @@ impl Held {
         for position in &mut token.sources {
             let proven = heartbeat.sources.iter().find(|proven| proven.source == position.source);
             // Anything above `low` would have come after the cut, and been sent: it did not.
-            if let Some(proven) = proven.filter(|proven| proven.low >= position.high) {
-                (position.low, position.high) = (proven.low, proven.high);
+            if let Some(proven) = proven.filter(|proven| proven.low >= position.low.max(position.high)) {
+                (position.low, position.witness) = (proven.low, proven.witness);
             }
         }
     }
@@ -235,7 +235,8 @@ mod tests {
     }
 
     fn cut(epoch: &str, seq: u64, revision: u64) -> Cut {
-        let sources = vec![SourcePosition { source: "etcd".into(), low: revision, high: revision }];
+        let sources =
+            vec![SourcePosition { source: "etcd".into(), low: revision, high: revision, witness: None }];
         Cut {
             token: Some(Token {
                 history: "h".into(),
@@ -309,16 +310,21 @@ mod tests {
         let mut held = joined();
         let beat = |seq, revision| Heartbeat {
             seq,
-            sources: vec![SourcePosition { source: "etcd".into(), low: revision, high: revision }],
+            sources: vec![SourcePosition {
+                source: "etcd".into(),
+                low: revision,
+                high: revision,
+                witness: None,
+            }],
             ..Default::default()
         };
         held.on_heartbeat(&beat(3, 20), "e1");
         held.on_heartbeat(&beat(2, 20), "e2");
         assert_eq!(range(&held), (10, 10));
         held.on_heartbeat(&beat(2, 20), "e1");
-        assert_eq!(range(&held), (20, 20));
+        assert_eq!(range(&held), (20, 10), "nothing happened since 10");
         held.on_heartbeat(&beat(2, 15), "e1");
-        assert_eq!(range(&held), (20, 20), "never back");
+        assert_eq!(range(&held), (20, 10), "never back");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Every entry and tombstone has a position (`seq`, dense, local to this process's epoch) and a cause (the
 //! revision of the event that changed it, never the object's own). Entries are compared event by event: an
 //! update that leaves the encoded value equal takes no position, and a value that changed and changed back
-//! takes two [A3]. Causes grow with positions within one history, which is what lets a position be found for
-//! a revision.
+//! takes two [A3]. Within a source, causes grow with positions, which is what lets a position be found for a
+//! revision. A key belongs to one source: no two sources produce the same entry.
 //!
 //! What is not here is never inferred to be gone. Absence becomes a tombstone only by an update that says so;
 //! the pipeline makes those from deletion events and from complete listings, and makes none for an object
@@ -23,7 +23,7 @@ use syncer_common::model::{DeletionReason, Key, Kind, Update, Value};
 
 use super::Progress;
 use super::encode::{self, Encoded, KindSet};
-use super::history::History;
+use super::track::Track;
 
 /// A page ends after this many entries, or this many bytes.
 const PAGE_ENTRIES: usize = 1_000;
@@ -40,6 +40,7 @@ const PROJECTION: u32 = 1;
 #[derive(Debug)]
 struct Entry {
     seq: u64,
+    source: usize,
     revision: u64,
     kind: Kind,
     deleted: bool,
@@ -77,8 +78,7 @@ impl Page {
 
 pub struct Cache {
     epoch: String,
-    source: &'static str,
-    history_id: String,
+    tracks: Vec<Track>,
     accepted_history: String,
     entries: BTreeMap<Arc<str>, Entry>,
     by_seq: BTreeMap<u64, Arc<str>>,
@@ -89,27 +89,23 @@ pub struct Cache {
     tombstones_live: usize,
     live: BTreeMap<Kind, u64>,
     views: BTreeMap<Kind, String>,
-    history: History,
-    proofs: VecDeque<(u64, Instant)>,
-    proof_count: u64,
-    newest_proof: Option<(u64, Instant)>,
-    proven: Option<Instant>,
-    in_sync: bool,
-    forked: bool,
+    /// Counts what streams may wait for: proofs, and sources that got further.
+    version: u64,
+    /// The newest linearizable read of any source.
+    reached: Option<Instant>,
 }
 
 impl Cache {
-    /// `source` is the name of the revision space; `accepted_history` is the operator's word for a history
-    /// whose deletions are to be believed after a fork (empty: none).
-    pub fn new(epoch: impl Into<String>, source: &'static str, accepted_history: impl Into<String>) -> Self {
+    /// `accepted_history` is the operator's word for a history whose deletions are to be believed after a fork
+    /// (empty: none).
+    pub fn new(epoch: impl Into<String>, accepted_history: impl Into<String>) -> Self {
         let view = |kind: Kind| {
             let id = blake3::hash(format!("{} {PROJECTION} {}", kind.name(), proto::VERSION).as_bytes());
             (kind, id.to_hex()[..8].to_owned())
         };
         Cache {
             epoch: epoch.into(),
-            source,
-            history_id: String::new(),
+            tracks: Vec::new(),
             accepted_history: accepted_history.into(),
             entries: BTreeMap::new(),
             by_seq: BTreeMap::new(),
@@ -119,88 +115,81 @@ impl Cache {
             tombstones_live: 0,
             live: BTreeMap::new(),
             views: Kind::ALL.into_iter().map(view).collect(),
-            history: History::default(),
-            proofs: VecDeque::new(),
-            proof_count: 0,
-            newest_proof: None,
-            proven: None,
-            in_sync: false,
-            forked: false,
+            version: 0,
+            reached: None,
         }
     }
 
     // === What the pipeline tells ===
 
+    /// The sources, by name, once the datastore is open. From here on they are known by their numbers.
+    pub fn follow<S: Into<String>>(&mut self, sources: impl IntoIterator<Item = S>) {
+        self.tracks = sources.into_iter().map(|name| Track::new(name.into())).collect();
+    }
+
+    /// What every reader of the datastore knows without reading it. It is of the first source, and of no revision.
+    pub fn apply_initial(&mut self, updates: Vec<Update>) {
+        self.apply(0, 0, updates, Instant::now());
+    }
+
     /// A listing at `revision` begins to be applied. Returns whether it belongs to another history than the
     /// one followed so far; then deletions are to be held, unless the operator has accepted it [B5].
-    pub fn listing(&mut self, history: &str, revision: u64) -> bool {
-        let first = self.history_id.is_empty();
-        let other = !first && (self.history_id != history || revision < self.history.revision());
+    pub fn listing(&mut self, source: usize, history: &str, revision: u64) -> bool {
+        let accepted = !self.accepted_history.is_empty() && self.accepted_history == history;
+        let track = &mut self.tracks[source];
+        let first = track.history_id.is_empty();
+        let other = !first && (track.history_id != history || revision < track.revision());
+        history.clone_into(&mut track.history_id);
         if other {
-            self.history.forget();
-            self.proofs.clear();
-        }
-        self.history_id = history.to_owned();
-        if other {
-            self.forked = !self.history_accepted();
+            track.forget();
+            track.forked = !accepted;
         }
         other
     }
 
     /// Applies a listing's updates, all at once, stamped with its revision.
-    pub fn apply_listing(&mut self, revision: u64, updates: Vec<Update>, now: Instant) -> Applied {
-        let applied = self.apply(revision, updates, now);
-        self.history.listed(revision, self.head);
-        self.settle();
+    pub fn apply_listing(
+        &mut self,
+        source: usize,
+        revision: u64,
+        updates: Vec<Update>,
+        now: Instant,
+    ) -> Applied {
+        let applied = self.apply(source, revision, updates, now);
+        self.tracks[source].listed(revision, self.head, applied.changed > 0, now);
+        self.version += 1;
         applied
     }
 
     /// Applies everything that one revision changed. `witness` is the hash of its events.
     pub fn apply_revision(
         &mut self,
+        source: usize,
         revision: u64,
         updates: Vec<Update>,
         witness: u64,
         now: Instant,
     ) -> Applied {
-        let applied = self.apply(revision, updates, now);
-        self.history.advanced(revision, self.head, Some(witness));
-        self.settle();
+        let applied = self.apply(source, revision, updates, now);
+        self.tracks[source].advanced(revision, self.head, applied.changed > 0, Some(witness), now);
+        self.version += 1;
         applied
     }
 
     /// Nothing changed up to `revision`.
-    pub fn progressed(&mut self, revision: u64) {
-        self.history.advanced(revision, self.head, None);
-        self.settle();
+    pub fn progressed(&mut self, source: usize, revision: u64, now: Instant) {
+        self.tracks[source].advanced(revision, self.head, false, None, now);
+        self.version += 1;
     }
 
     /// A linearizable read that began at `started` found `revision`.
-    pub fn proof(&mut self, revision: u64, started: Instant) {
-        self.proof_count += 1;
-        self.newest_proof = Some((revision, started));
-        if self.proofs.len() == 64 {
-            // Far behind: the oldest are the ones that will be reached first, so thin out the newer ones.
-            self.proofs.pop_back();
-        }
-        self.proofs.push_back((revision, started));
-        self.settle();
+    pub fn proof(&mut self, source: usize, revision: u64, started: Instant) {
+        self.tracks[source].proof(revision, started);
+        self.reached = self.reached.max(Some(started));
+        self.version += 1;
     }
 
-    fn settle(&mut self) {
-        if self.history_id.is_empty() {
-            return;
-        }
-        while let Some((revision, started)) = self.proofs.front().copied()
-            && revision <= self.history.revision()
-        {
-            self.proofs.pop_front();
-            self.proven = Some(started);
-            self.in_sync = true;
-        }
-    }
-
-    fn apply(&mut self, revision: u64, updates: Vec<Update>, now: Instant) -> Applied {
+    fn apply(&mut self, source: usize, revision: u64, updates: Vec<Update>, now: Instant) -> Applied {
         let mut applied = Applied::default();
         // A revision is atomic: of several updates to one key within it, the last one counts.
         let mut last: BTreeMap<Key, Result<Value, DeletionReason>> = BTreeMap::new();
@@ -210,7 +199,7 @@ impl Cache {
             }
         }
         for (key, value) in last {
-            if self.forked && value == Err(DeletionReason::Deleted) {
+            if self.tracks[source].forked && value == Err(DeletionReason::Deleted) {
                 applied.skipped += 1;
                 continue;
             }
@@ -223,7 +212,7 @@ impl Cache {
                 applied.oversize.push(path);
                 continue;
             }
-            match self.put(path, kind, revision, value, now) {
+            match self.put(path, kind, (source, revision), value, now) {
                 true => applied.changed += 1,
                 false => applied.skipped += 1,
             }
@@ -236,7 +225,7 @@ impl Cache {
         &mut self,
         path: String,
         kind: Kind,
-        revision: u64,
+        (source, revision): (usize, u64),
         value: Result<Vec<u8>, DeletionReason>,
         now: Instant,
     ) -> bool {
@@ -252,6 +241,7 @@ impl Cache {
                 }
                 let key = key.clone();
                 self.by_seq.remove(&held.seq);
+                self.tracks[held.source].seqs.remove(&held.seq);
                 match held.deleted {
                     true => self.tombstones_live -= 1,
                     false => self.count_live(kind, false),
@@ -269,10 +259,11 @@ impl Cache {
         };
         let deleted = value.is_err();
         let value = value.as_deref().map_err(|why| reason(*why));
-        let encoded = Encoded::new(&key, seq, self.source, revision, value);
+        let encoded = Encoded::new(&key, seq, &self.tracks[source].name, revision, value);
         self.head = seq;
         self.by_seq.insert(seq, key.clone());
-        self.entries.insert(key, Entry { seq, revision, kind, deleted, encoded });
+        self.tracks[source].seqs.insert(seq);
+        self.entries.insert(key, Entry { seq, source, revision, kind, deleted, encoded });
         match deleted {
             true => {
                 self.tombstones_live += 1;
@@ -299,12 +290,14 @@ impl Cache {
             // A key that was written again after its deletion has another position by now.
             let Some(key) = self.by_seq.get(&seq).cloned() else { continue };
             let Some(entry) = self.entries.get(&key).filter(|entry| entry.deleted) else { continue };
-            let revision = entry.revision;
+            let (source, revision) = (entry.source, entry.revision);
             self.by_seq.remove(&seq);
             self.entries.remove(&key);
             self.tombstones_live -= 1;
             self.trimmed_seq = self.trimmed_seq.max(seq);
-            self.history.trimmed(revision);
+            let track = &mut self.tracks[source];
+            track.seqs.remove(&seq);
+            track.history.trimmed(revision);
         }
     }
 
@@ -336,82 +329,99 @@ impl Cache {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress {
-            seq: self.head,
-            revision: self.history.revision(),
-            proofs: self.proof_count,
-            in_sync: self.in_sync,
-            forked: self.forked,
-        }
+        Progress { seq: self.head, version: self.version, in_sync: self.in_sync(), forked: self.forked() }
     }
 
     /// The token of a cut at the head.
     pub fn token(&self, kinds: KindSet) -> sync::Token {
         sync::Token {
-            history: self.history_id.clone(),
+            history: self.history().to_owned(),
             views: kinds.iter().map(|kind| (kind.name().to_owned(), self.view(kind).to_owned())).collect(),
             scope: sync::Scope::All as i32,
             sources: self.sources(),
-            witness: self.history.witness(),
             epoch: self.epoch.clone(),
             seq: self.head,
         }
     }
 
+    /// How far each source is complete, and up to where it had effects.
     pub fn sources(&self) -> Vec<sync::SourcePosition> {
-        let revision = self.history.revision();
-        vec![sync::SourcePosition { source: self.source.to_owned(), low: revision, high: revision }]
-    }
-
-    /// How old the data can be [E1]; nothing while it was never proven.
-    pub fn age(&self, now: Instant) -> Option<Duration> {
-        self.proven.map(|started| now.saturating_duration_since(started))
-    }
-
-    /// The newest linearizable read, and when it began.
-    pub fn newest_proof(&self) -> Option<(u64, Instant)> {
-        self.newest_proof
-    }
-
-    /// The position from which everything caused after `revision` follows.
-    pub(super) fn seq_before(&self, revision: u64) -> u64 {
-        let caused_after = |(_, key): &(&u64, &Arc<str>)| {
-            self.entries.get(*key).is_some_and(|entry| entry.revision > revision)
+        let position = |track: &Track| sync::SourcePosition {
+            source: track.name.clone(),
+            low: track.revision(),
+            high: track.effect(),
+            witness: track.history.witness(),
         };
-        self.by_seq.iter().rev().take_while(caused_after).last().map_or(self.head, |(seq, _)| seq - 1)
+        self.tracks.iter().map(position).collect()
     }
 
-    /// The revision through which a client that has everything up to `seq` is complete [D1].
-    pub fn revision_at(&self, seq: u64) -> Option<u64> {
-        self.history.revision_at(seq)
+    /// How old the data can be [E]; nothing while it was never proven. One source: since the newest read that
+    /// was caught up with. Several, read in turn: since the newest read of any, as long as no watch has fallen
+    /// silent.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        let since = match self.tracks.as_slice() {
+            [only] => only.proven()?,
+            tracks if self.in_sync() => {
+                tracks.iter().filter_map(|track| track.stalled(now)).chain(self.reached).min()?
+            }
+            _ => return None,
+        };
+        Some(now.saturating_duration_since(since))
+    }
+
+    /// The position from which everything follows that `source` caused after `revision`.
+    pub(super) fn seq_before(&self, source: usize, revision: u64) -> u64 {
+        let caused_after = |seq: &&u64| {
+            let entry = self.by_seq.get(seq).and_then(|key| self.entries.get(key));
+            entry.is_some_and(|entry| entry.revision > revision)
+        };
+        let first = self.tracks[source].seqs.iter().rev().take_while(caused_after).last();
+        first.map_or(self.head, |seq| seq - 1)
+    }
+
+    /// The revision of `source` through which a client that has everything up to `seq` is complete [D1].
+    pub fn revision_at(&self, source: usize, seq: u64) -> Option<u64> {
+        self.tracks[source].history.revision_at(seq)
+    }
+
+    /// The number of a source.
+    pub fn source(&self, name: &str) -> Option<usize> {
+        self.tracks.iter().position(|track| track.name == name)
+    }
+
+    pub(super) fn tracks(&self) -> &[Track] {
+        &self.tracks
+    }
+
+    /// Sources that have not been caught up with yet.
+    pub fn unproven(&self) -> impl Iterator<Item = &str> {
+        self.tracks.iter().filter(|track| !track.in_sync()).map(|track| track.name.as_str())
     }
 
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
 
-    pub fn source(&self) -> &'static str {
-        self.source
-    }
-
+    /// Identity of the datastore; empty before anything was listed.
     pub fn history(&self) -> &str {
-        &self.history_id
+        self.tracks.iter().map(|track| track.history_id.as_str()).find(|id| !id.is_empty()).unwrap_or("")
     }
 
     pub fn head(&self) -> u64 {
         self.head
     }
 
-    pub fn revision(&self) -> u64 {
-        self.history.revision()
+    /// How far a source is complete.
+    pub fn revision(&self, source: usize) -> u64 {
+        self.tracks[source].revision()
     }
 
     pub fn in_sync(&self) -> bool {
-        self.in_sync
+        !self.tracks.is_empty() && self.tracks.iter().all(Track::in_sync)
     }
 
     pub fn forked(&self) -> bool {
-        self.forked
+        self.tracks.iter().any(|track| track.forked)
     }
 
     /// Live entries per kind.
@@ -440,14 +450,6 @@ impl Cache {
     }
 
     pub(super) fn history_accepted(&self) -> bool {
-        !self.accepted_history.is_empty() && self.accepted_history == self.history_id
-    }
-
-    pub(super) fn vouches_for(&self, low: u64, high: u64) -> bool {
-        self.history.vouches_for(low, high)
-    }
-
-    pub(super) fn contradicts(&self, witness: &sync::Witness) -> bool {
-        self.history.contradicts(witness)
+        !self.accepted_history.is_empty() && self.accepted_history == self.history()
     }
 }

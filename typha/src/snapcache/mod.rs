@@ -11,26 +11,25 @@ mod history;
 mod positions;
 #[cfg(test)]
 mod tests;
+mod track;
 
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use cache::{Applied, Cache, Page};
 pub use encode::{KindSet, message};
 pub use history::event_hash;
-pub use positions::{Evidence, Resume};
+pub use positions::Resume;
 
 /// What every stream waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Position of the newest entry.
     pub seq: u64,
-    /// Revision up to which the cache is complete.
-    pub revision: u64,
-    /// Start of the newest linearizable read, counted, so that a waiter sees it change.
-    pub proofs: u64,
+    /// Changes with every proof and whenever a source is complete up to a later revision.
+    pub version: u64,
     pub in_sync: bool,
     /// Deletions are held: the datastore's history is not the one that was followed [B5].
     pub forked: bool,
@@ -41,7 +40,13 @@ pub struct Shared {
     cache: RwLock<Cache>,
     progress: watch::Sender<Progress>,
     memo: std::sync::Mutex<Memo>,
+    /// Sources that somebody wants to be read now.
+    asked: mpsc::Sender<usize>,
+    asks: std::sync::Mutex<Option<mpsc::Receiver<usize>>>,
 }
+
+/// More than there are sources: repeated wishes are one.
+const ASKED: usize = 64;
 
 /// The page that caught-up clients share: all of them ask for the same one within a moment.
 #[derive(Default)]
@@ -57,7 +62,29 @@ const MEMO_PAGES: usize = 8;
 impl Shared {
     pub fn new(cache: Cache) -> Arc<Self> {
         let progress = watch::Sender::new(cache.progress());
-        Arc::new(Shared { cache: RwLock::new(cache), progress, memo: Default::default() })
+        let (asked, asks) = mpsc::channel(ASKED);
+        Arc::new(Shared {
+            cache: RwLock::new(cache),
+            progress,
+            memo: Default::default(),
+            asked,
+            asks: std::sync::Mutex::new(Some(asks)),
+        })
+    }
+
+    /// Wants a linearizable read of the sources, soon; it will show as progress.
+    pub fn ask(&self, sources: impl IntoIterator<Item = usize>) {
+        for source in sources {
+            // A full channel holds a wish for reads of the same time already.
+            if self.asked.try_send(source).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The wishes, for whoever reads the datastore. There is one such reader.
+    pub fn asks(&self) -> Option<mpsc::Receiver<usize>> {
+        self.asks.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
     }
 
     /// Changes the cache, then tells the streams. Only the owner of the cache calls this.

@@ -1,9 +1,12 @@
 //! What to do with a client's token [B].
 
+use std::time::Instant;
+
 use proto::sync::{self, ResumeVerdict};
 
 use super::cache::Cache;
 use super::encode::KindSet;
+use super::track::Track;
 
 /// Where a stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +29,10 @@ impl Resume {
     }
 }
 
-/// What a linearizable read after the client's hello has shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Evidence {
-    None,
-    /// The datastore's newest revision at a moment after the hello.
-    Newest(u64),
-}
-
 impl Cache {
-    /// The verdict on a token, for a client of `kinds`. Only asked while the cache is in sync.
-    pub fn resume(&self, token: Option<&sync::Token>, kinds: KindSet, evidence: Evidence) -> Resume {
+    /// The verdict on a token, for a client of `kinds` that came at `asked`: only a read that began later says
+    /// what the datastore has now. Only asked while the cache is in sync.
+    pub fn resume(&self, token: Option<&sync::Token>, kinds: KindSet, asked: Instant) -> Resume {
         // Who brings no token has been promised nothing that absence could take away.
         let Some(token) = token else { return Resume::Snapshot { sweep: true } };
         // Our own positions: the client holds a prefix of what this process has sent.
@@ -51,25 +47,52 @@ impl Cache {
         if own {
             return Resume::Snapshot { sweep: true };
         }
-        // Every input this replica has, the token has to speak of; today that is one.
-        let [position] = token.sources.as_slice() else { return Resume::Snapshot { sweep: true } };
-        if position.source != self.source() {
-            return held;
-        }
-        if self.revision() < position.high {
-            return match evidence {
-                // The datastore itself has not got what the client has seen: it was restored.
-                Evidence::Newest(newest) if newest < position.high => held,
-                _ => Resume::Behind,
+        let mut after = self.head();
+        let mut delta = self.views_match(token, kinds);
+        let mut behind = false;
+        let mut strange = true;
+        for (source, track) in self.tracks().iter().enumerate() {
+            // A source that the token does not speak of is new: what it holds may differ from what is here.
+            let Some(position) = token.sources.iter().find(|position| position.source == track.name) else {
+                delta = false;
+                continue;
             };
+            strange = false;
+            let seen = position.low.max(position.high);
+            if track.revision() < seen {
+                match track.newest(asked) {
+                    // The datastore itself has not got what the client has seen: it was restored.
+                    Some(newest) if newest < seen => return held,
+                    // Nothing that the client holds is missing here: between its last effect and what it was
+                    // proven to be complete through, nothing happened.
+                    Some(_) if position.high <= track.revision() => {}
+                    _ => behind = true,
+                }
+            }
+            if position.witness.as_ref().is_some_and(|witness| track.history.contradicts(witness)) {
+                return held;
+            }
+            let low = position.low.min(track.revision());
+            delta &= track.history.vouches_for(low, position.high.max(low));
+            after = after.min(self.seq_before(source, low));
         }
-        if token.witness.as_ref().is_some_and(|witness| self.contradicts(witness)) {
-            return held;
+        match (strange, behind, delta) {
+            // A token of another kind of datastore.
+            (true, ..) => held,
+            (_, true, _) => Resume::Behind,
+            (_, _, true) => Resume::Delta { after },
+            _ => Resume::Snapshot { sweep: true },
         }
-        if self.views_match(token, kinds) && self.vouches_for(position.low, position.high) {
-            return Resume::Delta { after: self.seq_before(position.low) };
-        }
-        Resume::Snapshot { sweep: true }
+    }
+
+    /// The sources that have to be read again before there can be a verdict on the token.
+    pub fn doubtful(&self, token: &sync::Token) -> Vec<usize> {
+        let tracks = self.tracks().iter().enumerate();
+        let behind = |track: &Track| {
+            let seen = token.sources.iter().find(|position| position.source == track.name);
+            seen.is_some_and(|position| track.revision() < position.low.max(position.high))
+        };
+        tracks.filter(|(_, track)| behind(track)).map(|(source, _)| source).collect()
     }
 
     fn views_match(&self, token: &sync::Token, kinds: KindSet) -> bool {

@@ -24,6 +24,13 @@ fn unset(n: u8) -> Update {
     Update::delete(key(n))
 }
 
+/// With one source.
+fn cache(epoch: &str, accepted: &str) -> Cache {
+    let mut cache = Cache::new(epoch, accepted);
+    cache.follow(["etcd"]);
+    cache
+}
+
 fn live(cache: &Cache) -> BTreeMap<String, Vec<u8>> {
     cache.iter_live().map(|(key, value)| (key.to_owned(), value.to_vec())).collect()
 }
@@ -45,9 +52,9 @@ struct Client {
 
 impl Client {
     /// One whole stream. Returns whether it was served.
-    fn follow(&mut self, cache: &Cache, most_pages: usize) -> bool {
+    fn follow(&mut self, cache: &Cache, now: Instant, most_pages: usize) -> bool {
         let kinds = KindSet::all();
-        let (mut cursor, sweep, skip) = match cache.resume(self.token.as_ref(), kinds, Evidence::None) {
+        let (mut cursor, sweep, skip) = match cache.resume(self.token.as_ref(), kinds, now) {
             Resume::Behind => return false,
             Resume::Delta { after } => (after, None, 0),
             Resume::Snapshot { sweep } => (0, Some(sweep), cache.head()),
@@ -58,7 +65,9 @@ impl Client {
             for entry in page.message.iter().flat_map(entries) {
                 if let Some(token) = &mut self.token {
                     for source in &mut token.sources {
-                        source.high = source.high.max(entry.cause[0].revision);
+                        for cause in entry.cause.iter().filter(|cause| cause.source == source.source) {
+                            source.high = source.high.max(cause.revision);
+                        }
                     }
                 }
                 seen.push(entry.key.clone());
@@ -91,17 +100,17 @@ impl Client {
 #[test]
 fn equal_value_takes_no_position_and_a_value_that_came_back_takes_two() {
     let now = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.listing("h", 10);
-    cache.apply_listing(10, vec![set(1, 1)], now);
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1)], now);
     assert_eq!(
-        cache.apply_revision(11, vec![set(1, 1)], 0, now),
+        cache.apply_revision(0, 11, vec![set(1, 1)], 0, now),
         Applied { skipped: 1, ..Applied::default() }
     );
     assert_eq!(cache.head(), 1);
-    cache.apply_revision(12, vec![set(1, 2)], 0, now);
-    cache.apply_revision(13, vec![set(1, 1)], 0, now);
-    assert_eq!((cache.head(), cache.revision()), (3, 13));
+    cache.apply_revision(0, 12, vec![set(1, 2)], 0, now);
+    cache.apply_revision(0, 13, vec![set(1, 1)], 0, now);
+    assert_eq!((cache.head(), cache.revision(0)), (3, 13));
     let page = cache.entries_after(1, KindSet::all(), 0);
     let sent = entries(&page.message.unwrap());
     assert_eq!((sent.len(), sent[0].seq, sent[0].cause[0].revision), (1, 3, 13));
@@ -110,13 +119,13 @@ fn equal_value_takes_no_position_and_a_value_that_came_back_takes_two() {
 #[test]
 fn created_and_deleted_coalesces_to_a_tombstone_and_deleted_and_created_to_one_update() {
     let now = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.listing("h", 10);
-    cache.apply_listing(10, vec![set(1, 1)], now);
-    cache.apply_revision(11, vec![set(2, 1)], 0, now);
-    cache.apply_revision(12, vec![unset(2)], 0, now);
-    cache.apply_revision(13, vec![unset(1)], 0, now);
-    cache.apply_revision(14, vec![set(1, 1)], 0, now);
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1)], now);
+    cache.apply_revision(0, 11, vec![set(2, 1)], 0, now);
+    cache.apply_revision(0, 12, vec![unset(2)], 0, now);
+    cache.apply_revision(0, 13, vec![unset(1)], 0, now);
+    cache.apply_revision(0, 14, vec![set(1, 1)], 0, now);
     let sent = entries(&cache.entries_after(1, KindSet::all(), 0).message.unwrap());
     let shape: Vec<_> = sent.iter().map(|entry| (entry.seq, entry.deleted)).collect();
     assert_eq!(shape, [(3, true), (5, false)]);
@@ -126,11 +135,11 @@ fn created_and_deleted_coalesces_to_a_tombstone_and_deleted_and_created_to_one_u
 #[test]
 fn invalid_is_a_deletion_that_says_so() {
     let now = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.listing("h", 10);
-    cache.apply_listing(10, vec![set(1, 1)], now);
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1)], now);
     let invalid = Update { key: key(1), value: Err(syncer_common::model::DeletionReason::Invalid) };
-    cache.apply_revision(11, vec![invalid], 0, now);
+    cache.apply_revision(0, 11, vec![invalid], 0, now);
     let sent = entries(&cache.entries_after(1, KindSet::all(), 0).message.unwrap());
     assert!(sent[0].deleted && sent[0].reason() == sync::DeletionReason::DeletionInvalid);
 }
@@ -138,9 +147,9 @@ fn invalid_is_a_deletion_that_says_so() {
 #[test]
 fn cursor_of_other_kinds_moves_without_a_message() {
     let now = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.listing("h", 10);
-    cache.apply_listing(10, vec![set(1, 1)], now);
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1)], now);
     let page = cache.entries_after(0, Kind::CONFD.into_iter().collect(), 0);
     assert!(page.message.is_none() && page.complete() && page.seq == 1);
 }
@@ -148,11 +157,11 @@ fn cursor_of_other_kinds_moves_without_a_message() {
 #[test]
 fn large_state_is_paged_and_every_page_but_the_last_says_more() {
     let now = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.listing("h", 10);
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
     let name = |n: u32| Key::GlobalConfig { name: format!("K{n:05}") };
     let updates = (0..2_500).map(|n| Update::set(name(n), Value::Config(n.to_string()))).collect();
-    cache.apply_listing(10, updates, now);
+    cache.apply_listing(0, 10, updates, now);
     let (mut cursor, mut sizes) = (0, Vec::new());
     loop {
         let page = cache.entries_after(cursor, KindSet::all(), 0);
@@ -174,59 +183,67 @@ fn large_state_is_paged_and_every_page_but_the_last_says_more() {
 #[test]
 fn old_tombstones_go_and_the_cursors_that_needed_them_get_a_snapshot() {
     let now = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.listing("h", 10);
-    cache.apply_listing(10, vec![set(1, 1), set(2, 2)], now);
-    cache.proof(10, now);
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1), set(2, 2)], now);
+    cache.proof(0, 10, now);
     let token = cache.token(KindSet::all());
     let elsewhere = sync::Token { epoch: "other".into(), ..token.clone() };
-    cache.apply_revision(11, vec![unset(1)], 0, now);
+    cache.apply_revision(0, 11, vec![unset(1)], 0, now);
     for token in [&token, &elsewhere] {
-        let verdict = cache.resume(Some(token), KindSet::all(), Evidence::None);
+        let verdict = cache.resume(Some(token), KindSet::all(), Instant::now());
         assert_eq!(verdict, Resume::Delta { after: 2 });
     }
     cache.trim(now + Duration::from_secs(31 * 60));
     assert_eq!(cache.tombstones(), 0);
     for token in [&token, &elsewhere] {
-        let verdict = cache.resume(Some(token), KindSet::all(), Evidence::None);
+        let verdict = cache.resume(Some(token), KindSet::all(), Instant::now());
         assert_eq!(verdict, Resume::Snapshot { sweep: true });
     }
     let later = cache.token(KindSet::all());
-    assert_eq!(cache.resume(Some(&later), KindSet::all(), Evidence::None), Resume::Delta { after: 3 });
+    assert_eq!(cache.resume(Some(&later), KindSet::all(), Instant::now()), Resume::Delta { after: 3 });
 }
 
 #[test]
 fn replica_that_has_seen_less_than_the_client_is_behind() {
     let now = Instant::now();
     let replica = |epoch: &str, revision| {
-        let mut cache = Cache::new(epoch, "etcd", "");
-        cache.listing("h", 10);
-        cache.apply_listing(10, vec![set(1, 1)], now);
-        cache.progressed(revision);
+        let mut cache = cache(epoch, "");
+        cache.listing(0, "h", 10);
+        cache.apply_listing(0, 10, vec![set(1, 1)], now);
+        cache.progressed(0, revision, now);
         cache
     };
-    let (ahead, behind) = (replica("a", 20), replica("b", 19));
+    let (mut ahead, mut behind) = (replica("a", 20), replica("b", 19));
     let token = ahead.token(KindSet::all());
-    let ask = |evidence| behind.resume(Some(&token), KindSet::all(), evidence);
-    assert_eq!(ask(Evidence::None), Resume::Behind);
-    assert_eq!(ask(Evidence::Newest(20)), Resume::Behind);
+    let ask = |cache: &Cache| cache.resume(Some(&token), KindSet::all(), now);
+    assert_eq!(ask(&behind), Resume::Behind);
+    assert_eq!(behind.doubtful(&token), [0]);
     // The datastore itself has less: it was restored. Absence proves nothing then.
-    assert_eq!(ask(Evidence::Newest(19)), Resume::Snapshot { sweep: false });
+    behind.proof(0, 19, now);
+    assert_eq!(ask(&behind), Resume::Snapshot { sweep: false });
+    // It has as much, and nothing happened there since what both have seen.
+    behind.proof(0, 20, now);
+    assert_eq!(ask(&behind), Resume::Delta { after: 1 });
+    ahead.apply_revision(0, 21, vec![set(1, 2)], 0, now);
+    let changed = ahead.token(KindSet::all());
+    behind.proof(0, 21, now);
+    assert_eq!(behind.resume(Some(&changed), KindSet::all(), now), Resume::Behind);
 }
 
 #[test]
 fn fork_holds_deletions_until_the_operator_accepts_the_history() {
     let now = Instant::now();
     for (accepted, held) in [("", true), ("restored", false)] {
-        let mut cache = Cache::new("e", "etcd", accepted);
-        cache.listing("h", 100);
-        cache.apply_listing(100, vec![set(1, 1), set(2, 2)], now);
-        cache.proof(100, now);
+        let mut cache = cache("e", accepted);
+        cache.listing(0, "h", 100);
+        cache.apply_listing(0, 100, vec![set(1, 1), set(2, 2)], now);
+        cache.proof(0, 100, now);
         let old = sync::Token { epoch: "other".into(), ..cache.token(KindSet::all()) };
-        assert!(cache.listing("restored", 50));
-        cache.apply_listing(50, vec![set(1, 9), unset(2)], now);
+        assert!(cache.listing(0, "restored", 50));
+        cache.apply_listing(0, 50, vec![set(1, 9), unset(2)], now);
         assert_eq!((cache.forked(), live(&cache).len()), (held, if held { 2 } else { 1 }));
-        let verdict = cache.resume(Some(&old), KindSet::all(), Evidence::None);
+        let verdict = cache.resume(Some(&old), KindSet::all(), Instant::now());
         assert_eq!(verdict, Resume::Snapshot { sweep: !held });
     }
 }
@@ -235,14 +252,14 @@ fn fork_holds_deletions_until_the_operator_accepts_the_history() {
 fn another_event_at_the_witnessed_revision_is_a_fork() {
     let now = Instant::now();
     let replica = |epoch: &str, witness| {
-        let mut cache = Cache::new(epoch, "etcd", "");
-        cache.listing("h", 10);
-        cache.apply_listing(10, vec![set(1, 1)], now);
-        cache.apply_revision(11, vec![set(2, 1)], witness, now);
+        let mut cache = cache(epoch, "");
+        cache.listing(0, "h", 10);
+        cache.apply_listing(0, 10, vec![set(1, 1)], now);
+        cache.apply_revision(0, 11, vec![set(2, 1)], witness, now);
         cache
     };
     let token = replica("a", 1).token(KindSet::all());
-    let ask = |cache: Cache| cache.resume(Some(&token), KindSet::all(), Evidence::None);
+    let ask = |cache: Cache| cache.resume(Some(&token), KindSet::all(), Instant::now());
     assert_eq!(ask(replica("b", 1)), Resume::Delta { after: 2 });
     assert_eq!(ask(replica("b", 2)), Resume::Snapshot { sweep: false });
 }
@@ -250,64 +267,149 @@ fn another_event_at_the_witnessed_revision_is_a_fork() {
 #[test]
 fn in_sync_and_fresh_only_when_a_read_has_been_caught_up_with() {
     let start = Instant::now();
-    let mut cache = Cache::new("e", "etcd", "");
-    cache.proof(20, start);
-    cache.listing("h", 10);
-    cache.apply_listing(10, vec![set(1, 1)], start);
+    let mut cache = cache("e", "");
+    cache.proof(0, 20, start);
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1)], start);
     assert!(!cache.in_sync() && cache.age(start).is_none());
-    cache.apply_revision(20, vec![], 0, start);
+    cache.apply_revision(0, 20, vec![], 0, start);
     let later = start + Duration::from_secs(3);
     assert!(cache.in_sync());
     assert_eq!(cache.age(later), Some(Duration::from_secs(3)));
-    cache.proof(25, start + Duration::from_secs(2));
+    cache.proof(0, 25, start + Duration::from_secs(2));
     assert_eq!(cache.age(later), Some(Duration::from_secs(3)), "25 is not reached");
-    cache.progressed(25);
+    cache.progressed(0, 25, start);
     assert_eq!(cache.age(later), Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn position_of_one_source_says_nothing_about_another() {
+    let now = Instant::now();
+    let replica = |epoch: &str| {
+        let mut cache = Cache::new(epoch, "");
+        cache.follow(["pods", "nodes"]);
+        for source in 0..2 {
+            cache.listing(source, "h", 100);
+        }
+        cache.apply_listing(0, 100, vec![set(1, 1)], now);
+        cache.apply_listing(1, 40, vec![set(2, 1)], now);
+        cache
+    };
+    let (mut a, mut b) = (replica("a"), replica("b"));
+    a.proof(0, 100, now);
+    assert!(!a.in_sync(), "one source is not all");
+    a.proof(1, 40, now);
+    assert!(a.in_sync());
+    for cache in [&mut a, &mut b] {
+        cache.apply_revision(0, 101, vec![set(3, 1)], 1, now);
+    }
+    let token = a.token(KindSet::all());
+    b.apply_revision(1, 41, vec![set(4, 1)], 2, now);
+    b.apply_revision(0, 102, vec![unset(1)], 3, now);
+    let ask = |cache: &Cache| cache.resume(Some(&token), KindSet::all(), now);
+    assert_eq!(ask(&b), Resume::Delta { after: 3 }, "from the first change that is news, of either source");
+    // The same, where the other source's change came first.
+    let mut c = replica("c");
+    c.apply_revision(1, 41, vec![set(4, 1)], 2, now);
+    assert_eq!(ask(&c), Resume::Behind);
+    assert_eq!(c.doubtful(&token), [0]);
+    c.apply_revision(0, 101, vec![set(3, 1)], 1, now);
+    assert_eq!(ask(&c), Resume::Delta { after: 2 });
+    // A replica of a later version follows one source more.
+    let mut d = Cache::new("d", "");
+    d.follow(["pods", "nodes", "services"]);
+    for (source, revision) in [(0, 101), (1, 41), (2, 7)] {
+        d.listing(source, "h", revision);
+        d.apply_listing(source, revision, vec![], now);
+    }
+    assert_eq!(ask(&d), Resume::Snapshot { sweep: true });
+}
+
+#[test]
+fn silent_watch_of_one_source_makes_all_data_old() {
+    let start = Instant::now();
+    let mut cache = Cache::new("e", "");
+    cache.follow(["pods", "nodes"]);
+    for source in 0..2 {
+        cache.listing(source, "h", 10);
+        cache.apply_listing(source, 10, vec![set(source as u8, 1)], start);
+        cache.proof(source, 10, start);
+    }
+    let after = |seconds| start + Duration::from_secs(seconds);
+    // Reads in turn go on; bookmarks of one source do not.
+    for seconds in 1..=80 {
+        cache.proof((seconds % 2) as usize, 10 + seconds, after(seconds));
+        cache.progressed(0, 10 + seconds, after(seconds));
+    }
+    assert_eq!(cache.age(after(70)), Some(Duration::ZERO));
+    assert_eq!(cache.age(after(80)), Some(Duration::from_secs(80)));
+    cache.progressed(1, 90, after(80));
+    assert_eq!(cache.age(after(81)), Some(Duration::from_secs(1)));
 }
 
 /// One thing that happens to the world.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A transaction in the datastore.
-    Write(Vec<(u8, Option<u8>)>),
-    /// A replica takes in so many revisions.
-    Advance(usize, usize),
-    /// A replica lists again instead of watching.
-    Relist(usize),
+    /// A transaction in the datastore; in a source, the keys of its parity.
+    Write(Transaction),
+    /// Revisions of a source that are somebody else's.
+    Foreign(usize, usize),
+    /// A replica takes in so many revisions of a source.
+    Advance(usize, usize, usize),
+    /// A replica is told how far a source is.
+    Bookmark(usize, usize),
+    /// A replica lists a source again instead of watching.
+    Relist(usize, usize),
     /// A replica restarts, listing at so many revisions in the past.
     Restart(usize, u64),
     /// A replica's tombstones grow old.
     Age(usize),
-    /// A client follows a replica, for so many pages.
-    Follow(usize, usize, usize),
+    /// A client follows a replica, for so many pages, with or without a fresh read of the datastore.
+    Follow(usize, usize, usize, bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let change = (0..KEYS, prop::option::of(0u8..3));
+    let two = || 0usize..2;
     prop_oneof![
         6 => prop::collection::vec(change, 1..3).prop_map(Step::Write),
-        4 => (0usize..2, 1usize..5).prop_map(|(replica, n)| Step::Advance(replica, n)),
-        1 => (0usize..2).prop_map(Step::Relist),
-        1 => (0usize..2, 0u64..6).prop_map(|(replica, back)| Step::Restart(replica, back)),
-        1 => (0usize..2).prop_map(Step::Age),
-        6 => (0usize..2, 0usize..2, 0usize..3).prop_map(|(c, r, pages)| Step::Follow(c, r, pages)),
+        1 => (two(), 1usize..4).prop_map(|(source, n)| Step::Foreign(source, n)),
+        5 => (two(), two(), 1usize..5).prop_map(|(replica, source, n)| Step::Advance(replica, source, n)),
+        1 => (two(), two()).prop_map(|(replica, source)| Step::Bookmark(replica, source)),
+        1 => (two(), two()).prop_map(|(replica, source)| Step::Relist(replica, source)),
+        1 => (two(), 0u64..6).prop_map(|(replica, back)| Step::Restart(replica, back)),
+        1 => two().prop_map(Step::Age),
+        6 => (two(), two(), 0usize..3, any::<bool>()).prop_map(|(c, r, pages, read)| Step::Follow(c, r, pages, read)),
     ]
 }
 
-/// The datastore: every transaction since revision 1.
+/// Keys and their new values; none: deleted.
+type Transaction = Vec<(u8, Option<u8>)>;
+
+/// The datastore: every transaction of each source since revision 1.
 #[derive(Default)]
 struct World {
-    log: Vec<Vec<(u8, Option<u8>)>>,
+    logs: [Vec<Transaction>; 2],
 }
 
 impl World {
-    fn newest(&self) -> u64 {
-        self.log.len() as u64 + 1
+    fn write(&mut self, changes: &Transaction) {
+        for (source, log) in self.logs.iter_mut().enumerate() {
+            let own: Vec<_> =
+                changes.iter().copied().filter(|(key, _)| usize::from(key % 2) == source).collect();
+            if !own.is_empty() {
+                log.push(own);
+            }
+        }
     }
 
-    fn state(&self, revision: u64) -> BTreeMap<u8, u8> {
+    fn newest(&self, source: usize) -> u64 {
+        self.logs[source].len() as u64 + 1
+    }
+
+    fn state(&self, source: usize, revision: u64) -> BTreeMap<u8, u8> {
         let mut state = BTreeMap::new();
-        for (key, value) in self.log[..revision as usize - 1].iter().flatten() {
+        for (key, value) in self.logs[source][..revision as usize - 1].iter().flatten() {
             match value {
                 Some(value) => state.insert(*key, *value),
                 None => state.remove(key),
@@ -316,21 +418,37 @@ impl World {
         state
     }
 
-    fn list(&self, cache: &mut Cache, revision: u64, now: Instant) {
-        let state = self.state(revision);
-        let updates =
-            (0..KEYS).map(|key| state.get(&key).map_or_else(|| unset(key), |value| set(key, *value)));
-        cache.listing("h", revision);
-        cache.apply_listing(revision, updates.collect(), now);
+    /// Whether the key was absent at any time since the token.
+    fn was_absent(&self, path: &str, token: &sync::Token) -> bool {
+        let n = (0..KEYS).find(|n| key(*n).path().unwrap() == path).unwrap();
+        let source = usize::from(n % 2);
+        (token.sources[source].low..=self.newest(source))
+            .any(|revision| !self.state(source, revision).contains_key(&n))
     }
 
-    fn advance(&self, cache: &mut Cache, revisions: usize, now: Instant) {
-        for _ in 0..revisions {
-            let revision = cache.revision() + 1;
-            let Some(changes) = self.log.get(revision as usize - 2) else { return };
+    fn list(&self, cache: &mut Cache, source: usize, revision: u64, now: Instant) {
+        let state = self.state(source, revision);
+        let keys = (0..KEYS).filter(|key| usize::from(key % 2) == source);
+        let updates = keys.map(|key| state.get(&key).map_or_else(|| unset(key), |value| set(key, *value)));
+        cache.listing(source, "h", revision);
+        cache.apply_listing(source, revision, updates.collect(), now);
+    }
+
+    /// Takes in the next events, so many; what lies between them is skipped as a watch skips it.
+    fn advance(&self, cache: &mut Cache, source: usize, events: usize, now: Instant) {
+        let from = cache.revision(source);
+        let later = self.logs[source].iter().enumerate().skip(from as usize - 1);
+        for (index, changes) in later.filter(|(_, changes)| !changes.is_empty()).take(events) {
+            let revision = index as u64 + 2;
             let updates = changes.iter().map(|(k, v)| v.map_or_else(|| unset(*k), |v| set(*k, v))).collect();
-            cache.apply_revision(revision, updates, revision * 7, now);
+            cache.apply_revision(source, revision, updates, revision * 7, now);
         }
+    }
+
+    /// A bookmark comes behind all events before it.
+    fn bookmark(&self, cache: &mut Cache, source: usize, now: Instant) {
+        self.advance(cache, source, usize::MAX, now);
+        cache.progressed(source, self.newest(source), now);
     }
 }
 
@@ -344,38 +462,53 @@ proptest! {
         let mut epochs = 0;
         let mut replica = |world: &World, back: u64, now: Instant| {
             epochs += 1;
-            let mut cache = Cache::new(format!("e{epochs}"), "etcd", "");
-            world.list(&mut cache, world.newest().saturating_sub(back).max(1), now);
-            world.advance(&mut cache, back as usize, now);
+            let mut cache = Cache::new(format!("e{epochs}"), "");
+            cache.follow(["even", "odd"]);
+            for source in 0..2 {
+                world.list(&mut cache, source, world.newest(source).saturating_sub(back).max(1), now);
+                world.advance(&mut cache, source, back as usize, now);
+            }
             cache
         };
         let mut caches = [replica(&world, 0, now), replica(&world, 0, now)];
         let mut clients = [Client::default(), Client::default()];
         for step in steps {
+            now += Duration::from_millis(1);
             match step {
-                Step::Write(changes) => world.log.push(changes),
-                Step::Advance(n, revisions) => world.advance(&mut caches[n], revisions, now),
-                Step::Relist(n) => world.list(&mut caches[n], world.newest(), now),
+                Step::Write(changes) => world.write(&changes),
+                Step::Foreign(source, n) => world.logs[source].extend(vec![Vec::new(); n]),
+                Step::Advance(n, source, revisions) => world.advance(&mut caches[n], source, revisions, now),
+                Step::Bookmark(n, source) => world.bookmark(&mut caches[n], source, now),
+                Step::Relist(n, source) => {
+                    world.list(&mut caches[n], source, world.newest(source), now);
+                }
                 Step::Restart(n, back) => caches[n] = replica(&world, back, now),
                 Step::Age(n) => {
                     now += Duration::from_secs(31 * 60);
                     caches[n].trim(now);
                 }
-                Step::Follow(c, n, pages) => {
-                    let (client, cache) = (&mut clients[c], &caches[n]);
+                Step::Follow(c, n, pages, read) => {
+                    let (client, cache) = (&mut clients[c], &mut caches[n]);
+                    for source in (0..2).filter(|_| read) {
+                        cache.proof(source, world.newest(source), now);
+                    }
                     client.removed.clear();
-                    if client.follow(cache, pages) {
+                    let before = client.token.clone();
+                    if client.follow(cache, now, pages) {
                         prop_assert_eq!(&client.held, &live(cache));
                     }
                     for key in &client.removed {
-                        prop_assert!(!live(cache).contains_key(key), "false deletion of {}", key);
+                        let since = before.as_ref().expect("only who held something can lose it");
+                        prop_assert!(world.was_absent(key, since), "false deletion of {}", key);
                     }
                 }
             }
         }
         for (client, cache) in clients.iter_mut().zip(&mut caches) {
-            world.advance(cache, world.log.len(), now);
-            prop_assert!(client.follow(cache, 9));
+            for source in 0..2 {
+                world.bookmark(cache, source, now);
+            }
+            prop_assert!(client.follow(cache, now, 9));
             prop_assert_eq!(&client.held, &live(cache));
         }
     }

@@ -25,9 +25,12 @@ impl AdminService {
 
     fn describe(&self, client: &Client) -> admin::Client {
         let cache = self.context.cache.read();
-        let revision = cache.revision_at(client.acked()).filter(|_| client.acked() > 0);
-        let position =
-            |revision| SourcePosition { source: cache.source().to_owned(), low: revision, high: revision };
+        let acked = cache.sources().into_iter().enumerate().filter(|_| client.acked() > 0).filter_map(
+            |(source, position)| {
+                let revision = cache.revision_at(source, client.acked())?;
+                Some(SourcePosition { low: revision, high: revision, witness: None, ..position })
+            },
+        );
         admin::Client {
             node: client.node.clone(),
             agent: client.agent.clone(),
@@ -38,7 +41,7 @@ impl AdminService {
             acked_seq: client.acked(),
             heard_millis_ago: client.heard_millis_ago(),
             connected_millis: millis(client.connected.elapsed()),
-            acked: revision.map(position).into_iter().collect(),
+            acked: acked.collect(),
         }
     }
 }
@@ -87,16 +90,17 @@ impl Admin for AdminService {
         };
         let clients = self.context.registry.current();
         let cache = self.context.cache.read();
-        if stamp.source != cache.source() {
+        let Some(source) = cache.source(&stamp.source) else {
+            let sources: Vec<String> = cache.sources().into_iter().map(|position| position.source).collect();
             return Err(Status::invalid_argument(format!(
-                "{:?} is not a source of this replica; {:?} is",
+                "{:?} is not a source of this replica; these are: {}",
                 stamp.source,
-                cache.source()
+                sources.join(", ")
             )));
-        }
+        };
         let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
         for client in clients.iter().filter(|client| kind.is_none_or(|kind| client.kinds.contains(kind))) {
-            let programmed = cache.revision_at(client.acked()).filter(|_| client.acked() > 0);
+            let programmed = cache.revision_at(source, client.acked()).filter(|_| client.acked() > 0);
             let reached = programmed.is_some_and(|revision| revision >= stamp.revision);
             *nodes.entry(&client.node).or_insert(true) &= reached;
         }
@@ -110,7 +114,7 @@ impl Admin for AdminService {
         Ok(Response::new(WaitReply {
             reached: names(true).into_iter().collect(),
             lagging: names(false).into_iter().collect(),
-            known: cache.revision() >= stamp.revision,
+            known: cache.revision(source) >= stamp.revision,
         }))
     }
 

@@ -24,7 +24,7 @@ use tonic::{Status, Streaming};
 
 use super::registry::Client;
 use super::{Context, hello};
-use crate::snapcache::{Evidence, KindSet, Progress, Resume, message};
+use crate::snapcache::{KindSet, Progress, Resume, message};
 
 /// What a client is told that has to wait for the datastore.
 const NOT_IN_SYNC: &str = "this replica has not caught up with the datastore yet";
@@ -170,7 +170,13 @@ impl Connection {
                     "agent connected, waiting for the datastore"
                 );
                 self.queue.push_back(hello::answer(&self.context, kinds, ResumeVerdict::ResumeSnapshot));
-                self.status(SyncState::SyncResync, kinds, NOT_IN_SYNC);
+                let waiting_for: Vec<String> =
+                    self.context.cache.read().unproven().take(4).map(str::to_owned).collect();
+                self.status(
+                    SyncState::SyncResync,
+                    kinds,
+                    &format!("{NOT_IN_SYNC}: {}", waiting_for.join(", ")),
+                );
                 self.phase = Phase::NotInSync { kinds, since };
             }
             Some(resume) => {
@@ -197,17 +203,13 @@ impl Connection {
     async fn verdict(&mut self, hello: &ClientHello, kinds: KindSet) -> Option<Resume> {
         let asked = std::time::Instant::now();
         let deadline = Instant::now() + self.context.options.behind_wait;
+        let mut probed = false;
         loop {
             self.progress.mark_unchanged();
             let resume = {
                 let cache = self.context.cache.read();
                 if cache.in_sync() {
-                    // Only a read that began after the client spoke says what the datastore has now.
-                    let evidence = match cache.newest_proof() {
-                        Some((revision, started)) if started >= asked => Evidence::Newest(revision),
-                        _ => Evidence::None,
-                    };
-                    cache.resume(hello.resume.as_ref(), kinds, evidence)
+                    cache.resume(hello.resume.as_ref(), kinds, asked)
                 } else if hello.resume.is_none() {
                     return None;
                 } else {
@@ -216,6 +218,10 @@ impl Connection {
             };
             if resume != Resume::Behind {
                 return Some(resume);
+            }
+            if let Some(token) = hello.resume.as_ref().filter(|_| !std::mem::replace(&mut probed, true)) {
+                let doubtful = self.context.cache.read().doubtful(token);
+                self.context.cache.ask(doubtful);
             }
             tokio::select! {
                 changed = self.progress.changed() => if changed.is_err() {
@@ -264,7 +270,7 @@ impl Connection {
         let Phase::NotInSync { kinds, since } = self.phase else { return Ok(()) };
         let resume = {
             let cache = self.context.cache.read();
-            cache.in_sync().then(|| cache.resume(None, kinds, Evidence::None))
+            cache.in_sync().then(|| cache.resume(None, kinds, std::time::Instant::now()))
         };
         if let Some(resume) = resume {
             self.context.metrics.resumed(resume.verdict()).increment(1);

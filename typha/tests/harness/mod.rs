@@ -81,7 +81,9 @@ impl Replica {
     /// Not in sync and empty.
     pub fn start(options: Options) -> Replica {
         let epoch = format!("epoch-{}", EPOCH.fetch_add(1, Ordering::Relaxed));
-        let cache = Shared::new(Cache::new(epoch, "etcd", ""));
+        let mut cache = Cache::new(epoch, "");
+        cache.follow(["etcd"]);
+        let cache = Shared::new(cache);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let drain = CancellationToken::new();
@@ -111,14 +113,14 @@ impl Replica {
 
     pub fn list(&self, revision: u64, updates: Vec<Update>) {
         self.cache.update(|cache| {
-            cache.listing("history", revision);
-            cache.apply_listing(revision, updates, Instant::now());
-            cache.proof(revision, Instant::now());
+            cache.listing(0, "history", revision);
+            cache.apply_listing(0, revision, updates, Instant::now());
+            cache.proof(0, revision, Instant::now());
         });
     }
 
     pub fn apply(&self, revision: u64, updates: Vec<Update>) {
-        self.cache.update(|cache| cache.apply_revision(revision, updates, revision * 31, Instant::now()));
+        self.cache.update(|cache| cache.apply_revision(0, revision, updates, revision * 31, Instant::now()));
     }
 
     pub fn state(&self) -> State {

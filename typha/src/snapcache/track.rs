@@ -1,0 +1,112 @@
+//! What a replica knows of one source: how far it is complete, and since when that is proven.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::history::History;
+
+/// A watch from which nothing was heard for so long is taken for stalled, whatever other reads say. An API
+/// server sends a bookmark about once a minute [E3].
+const STALLED: Duration = Duration::from_secs(75);
+
+#[derive(Debug, Default)]
+pub(super) struct Track {
+    pub name: String,
+    /// Empty before the first listing.
+    pub history_id: String,
+    pub history: History,
+    /// Positions of the entries and tombstones that come from here.
+    pub seqs: BTreeSet<u64>,
+    /// Revision of the last event that changed an entry; a listing may contain effects up to its own.
+    effect: u64,
+    proofs: VecDeque<(u64, Instant)>,
+    newest_proof: Option<(u64, Instant)>,
+    /// Start of the newest linearizable read that has been caught up with.
+    proven: Option<Instant>,
+    /// When the watch was last heard of.
+    heard: Option<Instant>,
+    /// Deletions are held [B5].
+    pub forked: bool,
+}
+
+impl Track {
+    pub fn new(name: String) -> Self {
+        Track { name, ..Track::default() }
+    }
+
+    /// Another history: nothing of before counts.
+    pub fn forget(&mut self) {
+        self.history.forget();
+        self.proofs.clear();
+        self.newest_proof = None;
+        self.effect = 0;
+    }
+
+    pub fn listed(&mut self, revision: u64, seq: u64, changed: bool, now: Instant) {
+        if changed || self.effect == 0 {
+            self.effect = revision;
+        }
+        self.history.listed(revision, seq);
+        self.heard = Some(now);
+        self.settle();
+    }
+
+    /// Complete up to `revision`. `witness`: the hash of its events, if it had any.
+    pub fn advanced(&mut self, revision: u64, seq: u64, changed: bool, witness: Option<u64>, now: Instant) {
+        if changed {
+            self.effect = revision;
+        }
+        self.history.advanced(revision, seq, witness);
+        self.heard = Some(now);
+        self.settle();
+    }
+
+    /// A linearizable read that began at `started` found `revision`.
+    pub fn proof(&mut self, revision: u64, started: Instant) {
+        self.newest_proof = Some((revision, started));
+        if self.proofs.len() == 64 {
+            // Far behind: the oldest are the ones that will be reached first, so thin out the newer ones.
+            self.proofs.pop_back();
+        }
+        self.proofs.push_back((revision, started));
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        if self.history_id.is_empty() {
+            return;
+        }
+        while let Some((revision, started)) = self.proofs.front().copied()
+            && revision <= self.history.revision()
+        {
+            self.proofs.pop_front();
+            self.proven = Some(started);
+        }
+    }
+
+    pub fn in_sync(&self) -> bool {
+        self.proven.is_some()
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.history.revision()
+    }
+
+    pub fn effect(&self) -> u64 {
+        self.effect
+    }
+
+    pub fn proven(&self) -> Option<Instant> {
+        self.proven
+    }
+
+    /// Since when nothing was heard of the watch, if that is too long to trust it.
+    pub fn stalled(&self, now: Instant) -> Option<Instant> {
+        self.heard.filter(|heard| now.saturating_duration_since(*heard) > STALLED)
+    }
+
+    /// The newest revision that a read has found which began at `since` or later.
+    pub fn newest(&self, since: Instant) -> Option<u64> {
+        self.newest_proof.filter(|(_, started)| *started >= since).map(|(revision, _)| revision)
+    }
+}
