@@ -12,6 +12,7 @@ use serde_yaml_ng::Value as Yaml;
 use syncer_common::apis::{ApiKind, Resource};
 use syncer_common::kubernetes::ApiGroup;
 use syncer_common::testing::kubernetes::KubeServer;
+use syncer_common::testing::require;
 use syncer_common::validate;
 
 const GROUPS: [(ApiGroup, &str, &str, &str); 2] =
@@ -462,6 +463,56 @@ async fn good_objects_are_kept_whole_and_bad_ones_refused() {
         }
         let moved = subject.apply("IPPool", "v4", &json!({ "cidr": "10.66.0.0/16", "blockSize": 26 })).await;
         assert!(moved.unwrap_err().to_string().contains("create another pool"), "{folder}");
+    }
+}
+
+/// Real objects: those of the conversion vectors that our own validation accepts.
+fn objects_of_the_vectors() -> Vec<Resource> {
+    let folder = std::env::var_os("BULRUSH_CONFORMANCE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance"),
+        PathBuf::from,
+    );
+    let Ok(vectors) = std::fs::read(folder.join("k8s_conversion.json")) else {
+        assert!(!require::required(), "no vectors in {}, and BULRUSH_REQUIRE=1", folder.display());
+        println!("SKIPPED: no vectors in {}; set BULRUSH_CONFORMANCE", folder.display());
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    collect(&serde_json::from_slice(&vectors).unwrap(), &mut found);
+    found.retain(|resource| {
+        !NOT_CUSTOM.contains(&resource.kind.as_str()) && validate::resource(resource).is_empty()
+    });
+    found
+}
+
+fn collect(value: &Value, found: &mut Vec<Resource>) {
+    if let Ok(resource) = Resource::from_json(value.clone()) {
+        found.push(resource);
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect(item, found)),
+        Value::Object(members) => members.values().for_each(|member| collect(member, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_our_own_validation_accepts_is_accepted_whole() {
+    let objects = objects_of_the_vectors();
+    if objects.is_empty() {
+        return;
+    }
+    assert!(objects.len() > 50, "{} objects", objects.len());
+    let Some(server) = KubeServer::shared().await else { return };
+    for (group, folder, group_name, version) in GROUPS {
+        server.install_crds(group).await;
+        let subject = Subject { client: server.client().await, source: source(), group: group_name, version };
+        for (index, object) in objects.iter().enumerate() {
+            // A new name for each: a pool's CIDR, for one, cannot change.
+            let stored = subject.apply(&object.kind, &format!("vector-{index}"), &object.spec).await;
+            let stored = stored.unwrap_or_else(|error| panic!("{folder} {object:?}: {error}"));
+            assert_eq!(stored.data["spec"], object.spec, "{folder} {object:?}: something was lost");
+        }
     }
 }
 
