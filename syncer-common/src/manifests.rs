@@ -1,18 +1,20 @@
 //! Manifests: YAML (several documents) or JSON, single objects or lists, as `calicoctl` reads them.
 //!
-//! Every object stands alone: one that cannot be read is an error of its own, which names document, item,
-//! field and reason, and the others are read all the same. Nothing here panics on any input. Files of a
-//! directory are read in the order of their paths, directories inside it after that rule too.
+//! Every object stands alone: one that cannot be read is an error of its own, which names file, line,
+//! document, item, field and reason, and the others are read all the same. Nothing here panics on any input,
+//! and no input becomes much larger than it is. Files of a directory are read in the order of their paths,
+//! directories inside it after that rule too.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 
 use crate::apis::{DEFAULT_NAMESPACE, FieldError, Resource};
 use crate::model::Update;
 use crate::processors::Processors;
 
+mod content;
 mod document;
 
 pub use document::{Document, split_documents};
@@ -23,6 +25,8 @@ pub const MAX_FILE_BYTES: u64 = 64 << 20;
 /// An object that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct DocumentError {
+    /// Of the document, or of the mistake itself where the parser knows it. Counted from 1.
+    pub line: usize,
     /// Counted from 1.
     pub document: usize,
     /// Counted from 1, in a document that is a list.
@@ -49,68 +53,96 @@ impl fmt::Display for DocumentError {
 /// An object, or a whole file, that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    #[error("{}: {error}", file.display())]
-    Document { file: PathBuf, error: DocumentError },
+    #[error("{}:{}: {error}", file.display(), error.line)]
+    Document { file: PathBuf, error: Box<DocumentError> },
     #[error("{}: {reason}", file.display())]
     File { file: PathBuf, reason: String },
     /// It was read, but it does not convert to what the agents use.
-    #[error("{}: document {document}: {error}", file.display())]
-    Conversion { file: PathBuf, document: usize, error: crate::processors::ConversionError },
+    #[error("{}:{line}: document {document}: {error}", file.display())]
+    Conversion { file: PathBuf, line: usize, document: usize, error: crate::processors::ConversionError },
 }
 
 /// An object and where it was.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Located {
     pub file: PathBuf,
+    /// Of the document. Counted from 1.
+    pub line: usize,
     /// Counted from 1.
     pub document: usize,
     pub resource: Resource,
 }
 
+/// An object of a text, whatever it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// Of the document. Counted from 1.
+    pub line: usize,
+    /// Counted from 1.
+    pub document: usize,
+    /// Counted from 1, in a document that is a list.
+    pub item: Option<usize>,
+    pub value: Value,
+}
+
+impl Object {
+    /// What is wrong with it.
+    pub fn error(&self, error: FieldError) -> DocumentError {
+        DocumentError {
+            line: self.line,
+            document: self.document,
+            item: self.item,
+            object: name_of(&self.value),
+            field: error.field,
+            reason: error.reason,
+        }
+    }
+
+    /// As a resource. `namespace` is that of namespaced objects which name none.
+    pub fn resource(&self, namespace: &str) -> Result<Resource, DocumentError> {
+        Resource::from_json_in(self.value.clone(), namespace).map_err(|error| self.error(error))
+    }
+}
+
+/// The objects of a text, without a look at what they are.
+pub fn objects(text: &str) -> Vec<Result<Object, DocumentError>> {
+    let mut objects = Vec::new();
+    for document in split_documents(text) {
+        let (line, number) = (document.line, document.number);
+        let object = |item, value| Ok(Object { line, document: number, item, value });
+        match document.value() {
+            Ok(None) => {}
+            Ok(Some(value)) => match list_items(value) {
+                Listed::One(value) => objects.push(object(None, value)),
+                Listed::Items(items) => {
+                    objects.extend(
+                        items.into_iter().enumerate().map(|(index, value)| object(Some(index + 1), value)),
+                    );
+                }
+            },
+            Err((FieldError { field, reason }, line)) => objects.push(Err(DocumentError {
+                line,
+                document: number,
+                item: None,
+                object: String::new(),
+                field,
+                reason,
+            })),
+        }
+    }
+    objects
+}
+
 /// Reads every object of a text.
 pub fn parse_manifest(text: &str) -> Vec<Result<Resource, DocumentError>> {
-    numbered(text, DEFAULT_NAMESPACE).into_iter().map(|result| result.map(|(_, resource)| resource)).collect()
+    objects(text).into_iter().map(|object| object?.resource(DEFAULT_NAMESPACE)).collect()
 }
 
 /// With the number of the document each object came from. `namespace` is that of namespaced objects which
 /// name none.
 pub fn numbered(text: &str, namespace: &str) -> Vec<Result<(usize, Resource), DocumentError>> {
-    let mut objects = Vec::new();
-    for document in split_documents(text) {
-        let number = document.number;
-        let error = |item, object, field: FieldError| DocumentError {
-            document: number,
-            item,
-            object,
-            field: field.field,
-            reason: field.reason,
-        };
-        match document.value() {
-            Ok(None) => {}
-            Ok(Some(value)) => match list_items(value) {
-                Listed::One(value) => {
-                    let object = name_of(&value);
-                    objects.push(
-                        Resource::from_json_in(value, namespace)
-                            .map(|resource| (number, resource))
-                            .map_err(|field| error(None, object, field)),
-                    );
-                }
-                Listed::Items(items) => {
-                    for (index, value) in items.into_iter().enumerate() {
-                        let object = name_of(&value);
-                        objects.push(
-                            Resource::from_json_in(value, namespace)
-                                .map(|resource| (number, resource))
-                                .map_err(|field| error(Some(index + 1), object, field)),
-                        );
-                    }
-                }
-            },
-            Err(field) => objects.push(Err(error(None, String::new(), field))),
-        }
-    }
-    objects
+    let numbered = |object: Object| Ok((object.document, object.resource(namespace)?));
+    objects(text).into_iter().map(|object| object.and_then(numbered)).collect()
 }
 
 enum Listed {
@@ -163,42 +195,35 @@ fn name_of(value: &Value) -> String {
 
 /// Reads a file, or every manifest below a directory.
 pub fn read_path(path: &Path) -> Vec<Result<Located, ManifestError>> {
-    read_path_in(path, DEFAULT_NAMESPACE)
-}
-
-/// The same, with another namespace for namespaced objects that name none.
-pub fn read_path_in(path: &Path, namespace: &str) -> Vec<Result<Located, ManifestError>> {
-    let mut files = Vec::new();
-    let mut objects = Vec::new();
-    if path.is_dir() {
-        collect_files(path, &mut files, &mut objects);
-    } else {
-        files.push(path.to_owned());
-    }
-    for file in files {
-        match read_text(&file) {
-            Ok(text) => objects.extend(locate_in(&file, &text, namespace)),
-            Err(error) => objects.push(Err(error)),
+    let mut read = Vec::new();
+    for file in files(path) {
+        match file.and_then(|file| read_text(&file).map(|text| (file, text))) {
+            Ok((file, text)) => read.extend(locate(&file, &text)),
+            Err(error) => read.push(Err(error)),
         }
     }
-    objects
+    read
 }
 
 /// Reads a text that came from `file`.
-pub fn locate(file: &Path, text: &str) -> Vec<Result<Located, ManifestError>> {
-    locate_in(file, text, DEFAULT_NAMESPACE)
+fn locate(file: &Path, text: &str) -> Vec<Result<Located, ManifestError>> {
+    let located = |object: Object| {
+        let resource = object.resource(DEFAULT_NAMESPACE)?;
+        Ok(Located { file: file.to_owned(), line: object.line, document: object.document, resource })
+    };
+    let in_file = |error| ManifestError::Document { file: file.to_owned(), error: Box::new(error) };
+    objects(text).into_iter().map(|object| object.and_then(located).map_err(in_file)).collect()
 }
 
-/// The same, with another namespace for namespaced objects that name none.
-pub fn locate_in(file: &Path, text: &str, namespace: &str) -> Vec<Result<Located, ManifestError>> {
-    numbered(text, namespace)
-        .into_iter()
-        .map(|result| {
-            result
-                .map(|(document, resource)| Located { file: file.to_owned(), document, resource })
-                .map_err(|error| ManifestError::Document { file: file.to_owned(), error })
-        })
-        .collect()
+/// The file itself, or every manifest below a directory.
+pub fn files(path: &Path) -> Vec<Result<PathBuf, ManifestError>> {
+    let mut found = Vec::new();
+    if path.is_dir() {
+        collect_files(path, &mut found);
+    } else {
+        found.push(Ok(path.to_owned()));
+    }
+    found
 }
 
 /// Whether a directory's reader takes this file: by its name only.
@@ -208,17 +233,17 @@ pub fn is_manifest_name(path: &Path) -> bool {
     !name.starts_with('.') && matches!(extension, "yaml" | "yml" | "json")
 }
 
-fn collect_files(dir: &Path, files: &mut Vec<PathBuf>, errors: &mut Vec<Result<Located, ManifestError>>) {
+fn collect_files(dir: &Path, found: &mut Vec<Result<PathBuf, ManifestError>>) {
     let failed = |reason: String| ManifestError::File { file: dir.to_owned(), reason };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) => return errors.push(Err(failed(error.to_string()))),
+        Err(error) => return found.push(Err(failed(error.to_string()))),
     };
     let mut paths = Vec::new();
     for entry in entries {
         match entry {
             Ok(entry) => paths.push(entry.path()),
-            Err(error) => errors.push(Err(failed(error.to_string()))),
+            Err(error) => found.push(Err(failed(error.to_string()))),
         }
     }
     paths.sort();
@@ -228,9 +253,9 @@ fn collect_files(dir: &Path, files: &mut Vec<PathBuf>, errors: &mut Vec<Result<L
         let hidden =
             path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.'));
         if is_dir && !hidden {
-            collect_files(&path, files, errors);
+            collect_files(&path, found);
         } else if !is_dir && is_manifest_name(&path) {
-            files.push(path);
+            found.push(Ok(path));
         }
     }
 }
@@ -271,70 +296,21 @@ pub fn load_updates(dir: &Path) -> (Vec<Update>, Vec<ManifestError>) {
                 continue;
             }
         };
-        let Located { file, document, resource } = located;
+        let Located { file, line, document, resource } = located;
         match resource.key_path() {
             Ok(path) => {
                 let converted = processors.put(&path, &resource.to_stored());
                 updates.extend(converted.updates);
                 if let Some(error) = converted.error {
-                    errors.push(ManifestError::Conversion { file, document, error });
+                    errors.push(ManifestError::Conversion { file, line, document, error });
                 }
             }
             Err(FieldError { field, reason }) => {
                 let object = resource.id();
-                let error = DocumentError { document, item: None, object, field, reason };
-                errors.push(ManifestError::Document { file, error });
+                let error = DocumentError { line, document, item: None, object, field, reason };
+                errors.push(ManifestError::Document { file, error: Box::new(error) });
             }
         }
     }
     (updates, errors)
-}
-
-/// YAML → JSON. Tags are refused by name: `nodeSelector: !has(x)` looks like a selector, but to YAML it
-/// is a tag on nothing.
-fn to_json(value: serde_yaml_ng::Value, field: &str) -> Result<Value, FieldError> {
-    use serde_yaml_ng::Value as Yaml;
-    Ok(match value {
-        Yaml::Null => Value::Null,
-        Yaml::Bool(truth) => Value::Bool(truth),
-        Yaml::Number(number) => {
-            if let Some(number) = number.as_u64() {
-                number.into()
-            } else if let Some(number) = number.as_i64() {
-                number.into()
-            } else {
-                number
-                    .as_f64()
-                    .and_then(Number::from_f64)
-                    .map(Value::Number)
-                    .ok_or_else(|| FieldError::new(field, "not a finite number"))?
-            }
-        }
-        Yaml::String(text) => Value::String(text),
-        Yaml::Sequence(items) => Value::Array(
-            items
-                .into_iter()
-                .enumerate()
-                .map(|(index, item)| to_json(item, &format!("{field}[{index}]")))
-                .collect::<Result<_, _>>()?,
-        ),
-        Yaml::Mapping(members) => {
-            let mut object = Map::new();
-            for (name, member) in members {
-                let name = match name {
-                    Yaml::String(name) => name,
-                    Yaml::Number(number) => number.to_string(),
-                    Yaml::Bool(truth) => truth.to_string(),
-                    _ => return Err(FieldError::new(field, "a name that is not text")),
-                };
-                let path = if field.is_empty() { name.clone() } else { format!("{field}.{name}") };
-                object.insert(name, to_json(member, &path)?);
-            }
-            Value::Object(object)
-        }
-        Yaml::Tagged(tagged) => {
-            let reason = format!("YAML reads {} as a tag, not as a value: put it in quotes", tagged.tag);
-            return Err(FieldError::new(field, reason));
-        }
-    })
 }

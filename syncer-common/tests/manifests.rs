@@ -82,6 +82,75 @@ fn half_written_files_are_errors_never_panics() {
 }
 
 #[test]
+fn mistakes_are_named_by_the_line_of_the_file() {
+    let text = format!("# comment\n{TIER}---\n\n# another\nkind: Tier\nmetadata: {{name: a\n---\n{TIER}");
+    let broken = parse_manifest(&text).remove(1).unwrap_err();
+    assert_eq!(broken.document, 2);
+    assert!((9..=11).contains(&broken.line), "{broken:?}");
+    assert!(broken.reason.contains(&format!("at line {} column", broken.line)), "{broken}");
+    let unknown = parse_manifest(&text.replace("{name: a", "{name: a}")).remove(1).unwrap_err();
+    assert_eq!((unknown.line, unknown.field.as_str()), (9, "apiVersion"));
+}
+
+#[test]
+fn members_given_twice_are_refused() {
+    let yaml =
+        "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: a}\nspec:\n  order: 1\n  order: 2\n";
+    let json = r#"{"apiVersion":"projectcalico.org/v3","kind":"Tier","metadata":{"name":"a"},"spec":{"order":1,"order":2}}"#;
+    for text in [yaml, json] {
+        assert_eq!(
+            names(text),
+            [Err("document 1: spec.order: is given twice: remove one of the two".to_owned())]
+        );
+    }
+}
+
+#[test]
+fn anchors_and_merge_keys_mean_what_they_stand_for() {
+    let text = "apiVersion: projectcalico.org/v3\nkind: List\nitems:\n\
+                - &base {apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: a}, spec: &spec {order: 1}}\n\
+                - {<<: *base, metadata: {name: b}}\n- {<<: *base, metadata: {name: c}, spec: {<<: *spec, defaultAction: Pass}}\n";
+    let read: Vec<_> = parse_manifest(text).into_iter().map(Result::unwrap).collect();
+    let seen: Vec<_> = read.iter().map(|r| (r.metadata.name.as_str(), r.spec.to_string())).collect();
+    assert_eq!(
+        seen,
+        [
+            ("a", r#"{"order":1}"#.to_owned()),
+            ("b", r#"{"order":1}"#.to_owned()),
+            ("c", r#"{"defaultAction":"Pass","order":1}"#.to_owned())
+        ]
+    );
+}
+
+#[test]
+fn aliases_cannot_fill_the_memory() {
+    // Every level ten times the one before.
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..30 {
+        let below = vec![format!("*a{}", level - 1); 10].join(", ");
+        laughs += &format!("a{level}: &a{level} [{below}]\n");
+    }
+    // One large list, many times.
+    let flat = format!("a: &a [{}]\nb: [{}]\n", "x,".repeat(100_000), "*a,".repeat(100_000));
+    // One large text, many times.
+    let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), "*a,".repeat(100_000));
+    for bomb in [laughs, flat, long] {
+        let errors = names(&format!("{bomb}---\n{TIER}"));
+        let error = errors[0].as_ref().unwrap_err();
+        assert!(error.contains("many times larger") || error.contains("repetition limit"), "{error}");
+        assert_eq!(errors[1], Ok("Tier(security)".into()));
+    }
+}
+
+#[test]
+fn what_holds_itself_is_named_by_its_line() {
+    let text = format!("{TIER}---\nkind: Tier\nspec: &a\n  x: *a\n");
+    let error = parse_manifest(&text).remove(1).unwrap_err();
+    assert!(error.reason.contains("recursion limit exceeded at line"), "{error}");
+    assert!(error.line > 5, "{error:?}");
+}
+
+#[test]
 fn json_and_yaml_read_alike() {
     let yaml = parse_manifest(TIER);
     let json = parse_manifest(
@@ -113,7 +182,7 @@ fn directories_are_read_in_order_and_other_files_left_alone() {
         .collect();
     assert_eq!(seen.len(), 4, "{seen:?}");
     assert_eq!(seen[0], "Tier(first)");
-    assert!(seen[1].starts_with("DIR/b/c/x.json: document 1: "), "{}", seen[1]);
+    assert!(seen[1].starts_with("DIR/b/c/x.json:2: document 1: "), "{}", seen[1]);
     assert!(seen[2].starts_with("DIR/bad.yaml: not UTF-8"), "{}", seen[2]);
     assert_eq!(seen[3], "Tier(last)");
 }
@@ -164,5 +233,5 @@ fn a_directory_becomes_updates_and_errors_with_their_file() {
     );
     assert_eq!(errors.len(), 1);
     let error = errors[0].to_string();
-    assert!(error.contains("a.yaml: document 2: ") && error.contains("spec.cidr"), "{error}");
+    assert!(error.contains("a.yaml:6: document 2: ") && error.contains("spec.cidr"), "{error}");
 }

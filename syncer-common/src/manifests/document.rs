@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::to_json;
+use super::content;
 use crate::apis::FieldError;
 
 /// One document of a text.
@@ -11,7 +11,11 @@ use crate::apis::FieldError;
 pub struct Document<'a> {
     /// Counted from 1.
     pub number: usize,
+    /// Where its content begins, after markers, comments and blank lines. Counted from 1.
+    pub line: usize,
     pub text: &'a str,
+    /// Where its text begins.
+    first_line: usize,
 }
 
 /// A line that ends a document and begins the next.
@@ -19,45 +23,53 @@ fn is_marker(line: &str) -> bool {
     line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
 }
 
+fn is_blank(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty() || line.starts_with('#') || line == "..." || is_marker(line) && line.len() == 3
+}
+
 /// Cuts a text at its `---` lines. Documents with nothing but blanks and comments are left out, but
 /// counted only if something comes before them.
 pub fn split_documents(text: &str) -> Vec<Document<'_>> {
     let mut documents: Vec<Document<'_>> = Vec::new();
-    let mut start = 0;
-    let mut offset = 0;
-    let mut push = |piece: &'_ str, range: std::ops::Range<usize>| {
-        let blank = piece.lines().all(|line| {
-            let line = line.trim();
-            line.is_empty() || line.starts_with('#') || is_marker(line) || line == "..."
-        });
-        if !blank {
-            documents.push(Document { number: documents.len() + 1, text: &text[range] });
+    let mut push = |piece: std::ops::Range<usize>, first_line: usize| {
+        let text = &text[piece];
+        // What stands behind a marker is content, unless it is a comment.
+        let content = |line: &str| {
+            let line = if is_marker(line) { &line[3..] } else { line };
+            !is_blank(line)
+        };
+        if let Some(index) = text.lines().position(content) {
+            documents.push(Document {
+                number: documents.len() + 1,
+                line: first_line + index,
+                text,
+                first_line,
+            });
         }
     };
-    for line in text.split_inclusive('\n') {
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
         if is_marker(line) && offset > start {
-            push(&text[start..offset], start..offset);
-            start = offset;
+            push(start..offset, start_line);
+            (start, start_line) = (offset, index + 1);
         }
         offset += line.len();
     }
-    push(&text[start..], start..text.len());
+    push(start..text.len(), start_line);
     documents
 }
 
 impl Document<'_> {
-    /// Its content; nothing when it is `null`.
-    pub(super) fn value(&self) -> Result<Option<Value>, FieldError> {
-        let text = self.text.trim_start_matches('\u{feff}');
-        let value = if text.trim_start().starts_with('{')
-            && let Ok(value) = serde_json::from_str(text)
-        {
-            value
-        } else {
-            let value = serde_yaml_ng::from_str::<serde_yaml_ng::Value>(text)
-                .map_err(|error| FieldError::new("the document", error.to_string()))?;
-            to_json(value, "")?
-        };
-        Ok((!value.is_null()).then_some(value))
+    /// Its content; nothing when it is `null`. A mistake comes with its line.
+    pub(super) fn value(&self) -> Result<Option<Value>, (FieldError, usize)> {
+        match content::value(self.text.trim_start_matches('\u{feff}')) {
+            Ok(value) => Ok((!value.is_null()).then_some(value)),
+            Err((error, line)) => {
+                let reason = content::absolute_lines(&error.reason, self.first_line);
+                let line = line.map_or(self.line, |line| self.first_line + line - 1);
+                Err((FieldError::new(error.field, reason), line))
+            }
+        }
     }
 }
