@@ -194,8 +194,7 @@ impl Resource {
 
     /// Reads what the datastore keeps at `path`.
     pub fn from_stored(path: &str, value: &[u8]) -> Result<Resource> {
-        let key = Key::parse(path)
-            .or_else(|| Key::parse_block_affinity(path))
+        let key = Key::parse_stored(path)
             .ok_or_else(|| FieldError::new("key", format!("{path} holds no resource")))?;
         let key = match key {
             Key::Resource(key) => key,

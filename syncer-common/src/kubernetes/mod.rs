@@ -167,7 +167,7 @@ fn form(resource: &ApiResource) -> Result<Form, FieldError> {
 
 /// The object that is at `path`, if any can be.
 pub fn locate(path: &str, options: &Options) -> Option<Located> {
-    let key = Key::parse(path).or_else(|| Key::parse_block_affinity(path))?;
+    let key = Key::parse_stored(path)?;
     if let Some(kind) = ipam::kind(&key) {
         let resource = resources::custom_resource(kind, options.group);
         return Some(Located { resource, namespace: None, name: ipam::name(&key)? });
@@ -229,7 +229,7 @@ pub fn resources_under(prefix: &str, options: &Options) -> Vec<ApiResource> {
 /// changed where it comes from.
 pub fn write(path: &str, value: &[u8], options: &Options) -> Result<Written, FieldError> {
     let unknown = || FieldError::new("key", format!("{path} holds nothing that Kubernetes keeps"));
-    let key = Key::parse(path).or_else(|| Key::parse_block_affinity(path)).ok_or_else(unknown)?;
+    let key = Key::parse_stored(path).ok_or_else(unknown)?;
     if ipam::kind(&key).is_some() {
         return ipam::write(&key, path, value, options);
     }

@@ -29,6 +29,14 @@ impl Key {
         }
     }
 
+    /// Reads a path of the datastore, of whatever is kept there: `parse` knows only what travels.
+    pub fn parse_stored(path: &str) -> Option<Key> {
+        if path == "/calico/ipam/v2/config" {
+            return Some(Key::IpamConfig);
+        }
+        Key::parse(path).or_else(|| Key::parse_block_affinity(path))
+    }
+
     /// Reads the path of a block affinity of any type. `parse` knows host affinities only: those of
     /// load balancers (`virtual`) are met by whoever lists affinities, nobody else.
     pub fn parse_block_affinity(path: &str) -> Option<Key> {
