@@ -1,5 +1,6 @@
 //! The tables of `get`: headings and cells as `calicoctl` prints them.
 
+use anyhow::{Result, anyhow};
 use serde_json::Value;
 use syncer_common::apis::Resource;
 
@@ -87,6 +88,18 @@ pub fn wide(kind: &str) -> &'static [Column] {
         ],
         other => main(other),
     }
+}
+
+/// The columns with these headings.
+pub fn chosen(kind: &str, headings: &[String]) -> Result<Vec<Column>> {
+    let all = || wide(kind).iter().chain(main(kind));
+    let column = |heading: &String| {
+        all().find(|(known, _)| known.eq_ignore_ascii_case(heading)).copied().ok_or_else(|| {
+            let known: Vec<&str> = wide(kind).iter().map(|(heading, _)| *heading).collect();
+            anyhow!("{kind} has no column {heading}: choose from {}", known.join(","))
+        })
+    };
+    headings.iter().map(column).collect()
 }
 
 /// Three blanks between columns, none at the end of a line.

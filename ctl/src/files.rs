@@ -1,13 +1,16 @@
 //! The resources of `-f`: every object of every file, read and checked before anything is done with them.
 
+use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use syncer_common::apis::Resource;
-use syncer_common::manifests::{DocumentError, Located, ManifestError, locate_in, read_path_in};
+use syncer_common::apis::{FieldError, Resource};
+use syncer_common::manifests::{Object, files, objects, read_text};
 use syncer_common::processors::Processors;
 use syncer_common::validate;
+
+use crate::old::{self, Forms};
 
 /// What is to become of the objects decides how much is asked of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,68 +21,114 @@ pub enum Purpose {
     Find,
 }
 
-/// Reads files, folders and standard input (`-`). One mistake anywhere is an error that lists all mistakes.
-/// `namespace` is that of namespaced objects which name none.
-pub fn read(paths: &[PathBuf], namespace: &str, purpose: Purpose) -> Result<Vec<Resource>> {
-    let (mut resources, mut mistakes) = (Vec::new(), Vec::new());
-    let mut processors = Processors::new();
+/// Where an object was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    /// Of its document.
+    pub line: usize,
+    document: usize,
+    item: Option<usize>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: document {}", self.file.display(), self.line, self.document)?;
+        if let Some(item) = self.item {
+            write!(f, ", item {item}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A resource and where it was.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub place: Place,
+    pub resource: Resource,
+}
+
+impl Found {
+    /// What is wrong with it, with everything an operator needs to find it.
+    pub fn mistake(&self, error: &FieldError) -> String {
+        format!("{} ({}): {error}", self.place, self.resource.id())
+    }
+}
+
+/// What the files hold.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub found: Vec<Found>,
+    /// Objects, documents and files that could not be read.
+    pub mistakes: Vec<String>,
+    /// What became of old forms.
+    pub warnings: Vec<String>,
+}
+
+/// Reads files, folders and standard input (`-`), old forms too. `namespace` is that of namespaced objects
+/// which name none.
+pub fn load(paths: &[PathBuf], namespace: &str, forms: Forms) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
     for path in paths {
-        for object in objects(path, namespace)? {
-            let found = match object {
-                Ok(located) if purpose == Purpose::Write => {
-                    check(&located, &mut processors).map(|()| located)
-                }
-                Ok(located) => Ok(located),
-                Err(mistake) => Err(vec![mistake]),
-            };
-            match found {
-                Ok(located) => resources.push(located.resource),
-                Err(found) => mistakes.extend(found.iter().map(ToString::to_string)),
+        if path == Path::new("-") {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("standard input")?;
+            loaded.add(Path::new("standard input"), &text, namespace, forms);
+            continue;
+        }
+        for file in files(path) {
+            match file.and_then(|file| read_text(&file).map(|text| (file, text))) {
+                Ok((file, text)) => loaded.add(&file, &text, namespace, forms),
+                Err(error) => loaded.mistakes.push(error.to_string()),
             }
         }
     }
+    Ok(loaded)
+}
+
+impl Loaded {
+    fn add(&mut self, file: &Path, text: &str, namespace: &str, forms: Forms) {
+        for object in objects(text) {
+            match object.and_then(|object| old::read(&object, namespace, forms).map(|read| (object, read))) {
+                Ok((object, (resources, warnings))) => {
+                    let Object { line, document, item, .. } = object;
+                    let place = Place { file: file.to_owned(), line, document, item };
+                    self.warnings.extend(warnings.into_iter().map(|warning| format!("{place}: {warning}")));
+                    let found = |resource| Found { place: place.clone(), resource };
+                    self.found.extend(resources.into_iter().map(found));
+                }
+                Err(error) => self.mistakes.push(format!("{}:{}: {error}", file.display(), error.line)),
+            }
+        }
+    }
+}
+
+/// The resources of `-f`, and what is to be said about old forms. One mistake anywhere is an error that lists
+/// all mistakes.
+pub fn read(paths: &[PathBuf], namespace: &str, purpose: Purpose) -> Result<(Vec<Resource>, Vec<String>)> {
+    let Loaded { found, mut mistakes, warnings } = load(paths, namespace, Forms::Calico)?;
+    if purpose == Purpose::Write {
+        let mut processors = Processors::new();
+        for found in &found {
+            mistakes.extend(check(&found.resource, &mut processors).iter().map(|error| found.mistake(error)));
+        }
+    }
     match mistakes.as_slice() {
-        [] => Ok(resources),
+        [] => Ok((found.into_iter().map(|found| found.resource).collect(), warnings)),
         [one] => bail!("{one}\nNothing was done."),
         many => bail!("{} mistakes:\n  {}\nNothing was done.", many.len(), many.join("\n  ")),
     }
 }
 
-fn objects(path: &Path, namespace: &str) -> Result<Vec<Result<Located, ManifestError>>> {
-    if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("standard input")?;
-        return Ok(locate_in(Path::new("standard input"), &text, namespace));
-    }
-    Ok(read_path_in(path, namespace))
-}
-
-/// Every mistake of one object, by field.
-fn check(located: &Located, processors: &mut Processors) -> Result<(), Vec<ManifestError>> {
-    let Located { file, document, resource } = located;
-    let mistakes: Vec<_> = validate::resource(resource)
-        .into_iter()
-        .map(|wrong| ManifestError::Document {
-            file: file.clone(),
-            error: DocumentError {
-                document: *document,
-                item: None,
-                object: resource.id(),
-                field: wrong.field,
-                reason: wrong.reason,
-            },
-        })
-        .collect();
+/// Every mistake of one object, by field: what may not be written, and what typha would refuse.
+pub fn check(resource: &Resource, processors: &mut Processors) -> Vec<FieldError> {
+    let mistakes = validate::resource(resource);
     if !mistakes.is_empty() {
-        return Err(mistakes);
+        return mistakes;
     }
-    let Ok(path) = resource.key_path() else { return Ok(()) };
-    match processors.put(&path, &resource.to_stored()).error {
-        None => Ok(()),
-        Some(error) => {
-            Err(vec![ManifestError::Conversion { file: file.clone(), document: *document, error }])
-        }
-    }
+    let Ok(path) = resource.key_path() else { return mistakes };
+    let refused = processors.put(&path, &resource.to_stored()).error;
+    refused.into_iter().map(|error| FieldError::new(error.field, error.reason)).collect()
 }
 
 #[cfg(test)]
@@ -96,7 +145,9 @@ mod tests {
         let bad = "---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: broken}\nspec: {selector: \"app ==\"}\n";
         std::fs::write(&file, format!("{GOOD}{bad}")).unwrap();
         let error = read(&[file], "default", Purpose::Write).unwrap_err().to_string();
-        for part in ["policies.yaml", "document 2", "broken", "selector"] {
+        for part in
+            ["policies.yaml:6: document 2 (GlobalNetworkPolicy(broken)): spec.selector: ", "Nothing was done"]
+        {
             assert!(error.contains(part), "{part} is missing: {error}");
         }
     }
@@ -118,7 +169,7 @@ mod tests {
         ] {
             assert!(error.contains(part), "{part} is missing: {error}");
         }
-        assert_eq!(read(&[file], "default", Purpose::Find).unwrap().len(), 1);
+        assert_eq!(read(&[file], "default", Purpose::Find).unwrap().0.len(), 1);
     }
 
     #[test]
@@ -128,7 +179,7 @@ mod tests {
         let policy =
             "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: web}\nspec: {}\n";
         std::fs::write(&file, policy).unwrap();
-        let read = read(&[file], "shop", Purpose::Write).unwrap();
+        let (read, _) = read(&[file], "shop", Purpose::Write).unwrap();
         assert_eq!(read[0].metadata.namespace, "shop");
     }
 
@@ -137,11 +188,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("b.yaml"), GOOD.replace("security", "second")).unwrap();
         std::fs::write(dir.path().join("a.yaml"), GOOD.replace("security", "first")).unwrap();
-        let names: Vec<_> = read(&[dir.path().into()], "default", Purpose::Write)
-            .unwrap()
-            .into_iter()
-            .map(|r| r.metadata.name)
-            .collect();
+        let (read, _) = read(&[dir.path().into()], "default", Purpose::Write).unwrap();
+        let names: Vec<_> = read.into_iter().map(|r| r.metadata.name).collect();
         assert_eq!(names, ["first", "second"]);
     }
 }

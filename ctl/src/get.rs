@@ -10,8 +10,9 @@ use syncer_common::backend::{Datastore, Error, KeyValue};
 use syncer_common::model::Key;
 use syncer_common::processors::DEFAULT_ALLOW_PROFILE;
 
+use crate::columns;
 use crate::files::{self, Purpose};
-use crate::{Output, columns};
+use crate::output::Output;
 
 /// The kind that an operator's word means.
 pub fn kind(name: &str) -> Result<&'static ApiKind> {
@@ -26,7 +27,7 @@ pub async fn by_name(
     name: &str,
     names: &[String],
     namespace: Option<&str>,
-    output: Output,
+    output: &Output,
 ) -> Result<String> {
     let kind = kind(name)?;
     if names.is_empty() {
@@ -34,7 +35,7 @@ pub async fn by_name(
         if let (true, Some(namespace)) = (kind.namespaced, namespace) {
             found.retain(|resource| resource.metadata.namespace == namespace);
         }
-        if (kind.kind, output) == ("Node", Output::Wide) {
+        if kind.kind == "Node" && output.is_wide() {
             show_default_as_number(store, &mut found).await?;
         }
         return print(kind, &found, output, kind.namespaced && namespace.is_none(), false);
@@ -43,12 +44,9 @@ pub async fn by_name(
     let mut found = Vec::new();
     for name in names {
         let resource = find(store, kind, name, namespace).await?;
-        found.push(resource.with_context(|| {
-            let place = if kind.namespaced { format!("{namespace}/") } else { String::new() };
-            format!("resource does not exist: {}({place}{name})", kind.kind)
-        })?);
+        found.push(resource.with_context(|| missing(kind, namespace, name))?);
     }
-    if (kind.kind, output) == ("Node", Output::Wide) {
+    if kind.kind == "Node" && output.is_wide() {
         show_default_as_number(store, &mut found).await?;
     }
     print(kind, &found, output, false, names.len() == 1)
@@ -72,14 +70,14 @@ pub async fn by_file(
     store: &dyn Datastore,
     paths: &[PathBuf],
     namespace: &str,
-    output: Output,
+    output: &Output,
 ) -> Result<String> {
     let mut text = String::new();
-    for mut asked in files::read(paths, namespace, Purpose::Find)? {
+    for mut asked in files::read(paths, namespace, Purpose::Find)?.0 {
         let kind = asked.api_kind()?;
         let kv = stored(store, &mut asked).await?;
         let kv = kv.with_context(|| format!("resource does not exist: {}", asked.id()))?;
-        if output == Output::Yaml && !text.is_empty() {
+        if *output == Output::Yaml && !text.is_empty() {
             text.push_str("---\n");
         }
         text += &print(kind, &[read(&kv)?], output, false, true)?;
@@ -124,15 +122,32 @@ pub async fn find(
     name: &str,
     namespace: &str,
 ) -> Result<Option<Resource>> {
+    let found = find_stored(store, kind, name, namespace).await?.map(|(_, resource)| resource);
+    Ok(found.or_else(|| built_in(kind).into_iter().find(|resource| resource.metadata.name == name)))
+}
+
+/// The same with its place in the datastore, and without what is in none.
+pub async fn find_stored(
+    store: &dyn Datastore,
+    kind: &'static ApiKind,
+    name: &str,
+    namespace: &str,
+) -> Result<Option<(KeyValue, Resource)>> {
     if kind.is_v3_stored() {
         let mut asked = Resource::named(kind, namespace, name);
         return match stored(store, &mut asked).await? {
-            Some(kv) => read(&kv).map(Some),
-            None => Ok(built_in(kind).into_iter().find(|resource| resource.metadata.name == name)),
+            Some(kv) => read(&kv).map(|resource| Some((kv, resource))),
+            None => Ok(None),
         };
     }
-    let found = list(store, kind).await?;
-    Ok(found.into_iter().find(|resource| resource.metadata.name == name))
+    let found = list_stored(store, kind).await?;
+    Ok(found.into_iter().find(|(_, resource)| resource.metadata.name == name))
+}
+
+/// The identity of an object that was asked for and is not there.
+pub fn missing(kind: &ApiKind, namespace: &str, name: &str) -> String {
+    let place = if kind.namespaced { format!("{namespace}/") } else { String::new() };
+    format!("resource does not exist: {}({place}{name})", kind.kind)
 }
 
 /// What every reader makes, because it is in no datastore.
@@ -148,31 +163,45 @@ fn built_in(kind: &ApiKind) -> Vec<Resource> {
 
 /// All resources of a kind, by namespace and name. What can not be read is said and left out.
 async fn list(store: &dyn Datastore, kind: &'static ApiKind) -> Result<Vec<Resource>> {
-    let prefix = match kind.kind {
-        // Affinities are of hosts and of virtual owners, side by side.
-        "IPAMBlock" | "BlockAffinity" | "IPAMHandle" | "IPAMConfig" => "/calico/ipam/v2/".into(),
-        _ => format!("/calico/resources/v3/projectcalico.org/{}/", kind.plural),
-    };
     let mut found = built_in(kind);
-    for kv in store.get_prefix(&prefix).await? {
-        if !kind.is_v3_stored() && !holds(kind, &kv.key) {
-            continue;
-        }
-        match read(&kv) {
-            Ok(resource) if resource.kind == kind.kind => found.push(resource),
-            Ok(_) => {}
-            Err(error) => eprintln!("left out: {error:#}"),
-        }
-    }
+    found.extend(list_stored(store, kind).await?.into_iter().map(|(_, resource)| resource));
     found.sort_by(|a, b| {
         (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
     });
     Ok(found)
 }
 
+/// Where the datastore keeps a kind.
+pub fn prefix(kind: &ApiKind) -> String {
+    match kind.kind {
+        // Affinities are of hosts and of virtual owners, side by side.
+        "IPAMBlock" | "BlockAffinity" | "IPAMHandle" | "IPAMConfig" => "/calico/ipam/v2/".into(),
+        _ => format!("/calico/resources/v3/projectcalico.org/{}/", kind.plural),
+    }
+}
+
+/// What the datastore holds of a kind. What can not be read is said and left out.
+pub async fn list_stored(
+    store: &dyn Datastore,
+    kind: &'static ApiKind,
+) -> Result<Vec<(KeyValue, Resource)>, Error> {
+    let mut found = Vec::new();
+    for kv in store.get_prefix(&prefix(kind)).await? {
+        if !kind.is_v3_stored() && !holds(kind, &kv.key) {
+            continue;
+        }
+        match read(&kv) {
+            Ok(resource) if resource.kind == kind.kind => found.push((kv, resource)),
+            Ok(_) => {}
+            Err(error) => eprintln!("left out: {error:#}"),
+        }
+    }
+    Ok(found)
+}
+
 /// IPAM keeps all its kinds below one path.
 fn holds(kind: &ApiKind, path: &str) -> bool {
-    match Key::parse(path).or_else(|| Key::parse_block_affinity(path)) {
+    match Key::parse_stored(path) {
         Some(Key::Block { .. }) => kind.kind == "IPAMBlock",
         Some(Key::BlockAffinity(_)) => kind.kind == "BlockAffinity",
         Some(Key::IpamHandle { .. }) => kind.kind == "IPAMHandle",
@@ -190,16 +219,16 @@ fn read(kv: &KeyValue) -> Result<Resource> {
 fn print(
     kind: &ApiKind,
     found: &[Resource],
-    output: Output,
+    output: &Output,
     with_namespace: bool,
     single: bool,
 ) -> Result<String> {
     let mut text = String::new();
     match output {
-        Output::Ps | Output::Wide => {
-            let all =
-                if output == Output::Wide { columns::wide(kind.kind) } else { columns::main(kind.kind) };
-            return Ok(columns::table(all, found, with_namespace));
+        Output::Ps => return Ok(columns::table(columns::main(kind.kind), found, with_namespace)),
+        Output::Wide => return Ok(columns::table(columns::wide(kind.kind), found, with_namespace)),
+        Output::Columns(headings) => {
+            return Ok(columns::table(&columns::chosen(kind.kind, headings)?, found, with_namespace));
         }
         Output::Name => {
             for resource in found {

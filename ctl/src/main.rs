@@ -3,105 +3,49 @@
 //! Files, settings, columns and messages are those that `calicoctl` users know. Exit status: 0 all done, 1 not (or
 //! not all) done, 2 wrong usage.
 
+mod check;
+mod cli;
 mod columns;
+mod convert;
 mod files;
 mod get;
+mod grid;
+mod info;
+mod ipam;
+mod label;
+mod node;
+mod old;
+mod output;
+mod patch;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod write;
 
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use syncer_common::backend::config::open;
+use anyhow::{Context as _, Result, bail};
+use clap::Parser as _;
+use cli::{Cli, Command, DatastoreCommand, Ipam, IpamShow};
+use syncer_common::backend::Datastore;
+use syncer_common::backend::config::{StoreConfig, open};
 
-/// Reads and writes the resources of a cluster, in its datastore.
-#[derive(Parser)]
-#[command(name = "bulrushctl", version, after_help = settings::HELP)]
-struct Cli {
-    /// Settings file, old (`kind: calicoApiConfig`) or new (`kind: CalicoAPIConfig`).
-    #[arg(short, long, global = true, default_value = settings::DEFAULT_FILE)]
-    config: PathBuf,
-    #[command(subcommand)]
-    command: Command,
+/// What a command has to say.
+#[derive(Debug)]
+pub struct Report {
+    /// For standard output.
+    pub text: String,
+    /// For standard error, a line each.
+    pub warnings: Vec<String>,
+    /// Whether all was done and is well.
+    pub complete: bool,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Create resources, or replace those that exist.
-    Apply(FromFiles),
-    /// Create resources that do not exist yet.
-    Create {
-        #[command(flatten)]
-        from: FromFiles,
-        /// Pass over resources that exist already.
-        #[arg(long)]
-        skip_exists: bool,
-    },
-    /// Replace resources that exist.
-    Replace(FromFiles),
-    /// Delete resources, by file or by kind and name.
-    Delete {
-        #[command(flatten)]
-        what: Selection,
-        /// Pass over resources that do not exist.
-        #[arg(long)]
-        skip_not_exists: bool,
-    },
-    /// Print resources.
-    Get {
-        #[command(flatten)]
-        what: Selection,
-        /// Namespaced kinds: of every namespace.
-        #[arg(short = 'A', short_alias = 'a', long)]
-        all_namespaces: bool,
-        /// How to print them.
-        #[arg(short, long, value_enum, default_value = "ps")]
-        output: Output,
-    },
-    /// Print the version.
-    Version,
-}
-
-#[derive(Args)]
-struct FromFiles {
-    /// File or folder of YAML or JSON documents; `-` is standard input.
-    #[arg(short, long = "filename", visible_alias = "file", required = true)]
-    filename: Vec<PathBuf>,
-    /// Namespace of namespaced objects that name none.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
-    /// Folders are always read with everything below them; accepted for the sake of scripts.
-    #[arg(short = 'R', long, hide = true)]
-    recursive: bool,
-}
-
-#[derive(Args)]
-struct Selection {
-    /// Kind: `ippool`, `networkpolicy`, `node`, `wep`, …
-    kind: Option<String>,
-    /// Names; none means all (get).
-    name: Vec<String>,
-    /// Take kind and names from this file or folder instead; `-` is standard input.
-    #[arg(short, long = "filename", visible_alias = "file", conflicts_with = "kind")]
-    filename: Vec<PathBuf>,
-    /// Namespace of namespaced kinds.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table with the main columns.
-    Ps,
-    /// A table with more columns.
-    Wide,
-    Yaml,
-    Json,
-    /// `kind/name`, a line each.
-    Name,
+impl From<String> for Report {
+    fn from(text: String) -> Self {
+        Report { text, warnings: Vec::new(), complete: true }
+    }
 }
 
 fn main() -> ExitCode {
@@ -114,9 +58,20 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(run(cli)) {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
+        Ok(report) => {
+            for warning in &report.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let mut out = std::io::stdout();
+            match out.write_all(report.text.as_bytes()).and_then(|()| out.flush()) {
+                // A reader that has seen enough (`head`) is no failure.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    eprintln!("standard output: {error}");
+                    ExitCode::FAILURE
+                }
+                _ if report.complete => ExitCode::SUCCESS,
+                _ => ExitCode::FAILURE,
+            }
         }
         Err(error) => {
             eprintln!("{error:#}");
@@ -125,43 +80,95 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<String> {
-    if let Command::Version = cli.command {
-        return Ok(format!("Client Version:    v{}\n", env!("CARGO_PKG_VERSION")));
+async fn run(cli: Cli) -> Result<Report> {
+    // What needs no datastore.
+    let command = match cli.command {
+        Command::Validate(from) => return check::run(&from.filename, &from.namespace),
+        Command::Convert { from, output, ignore_validation } => {
+            return convert::run(&from.filename, &from.namespace, output, ignore_validation);
+        }
+        Command::Version { client: true } => return Ok(info::client_version().into()),
+        command => command,
+    };
+    let given = settings::Given { kubeconfig: cli.kubeconfig, context: cli.context };
+    let config = settings::read(&cli.config, &given, &|name| std::env::var(name).ok())?;
+    let kubernetes = matches!(config, StoreConfig::Kubernetes(_));
+    let store = open(&config).await;
+    if let Command::Version { .. } = command {
+        let text = info::client_version();
+        let cluster = async { info::cluster_version(store?.as_ref()).await };
+        return Ok(match cluster.await {
+            Ok(cluster) => (text + &cluster).into(),
+            Err(error) => Report { text, warnings: vec![format!("{error:#}")], complete: false },
+        });
     }
-    let config = settings::read(&cli.config, &|name| std::env::var(name).ok())?;
-    let store = open(&config).await?;
-    let store = store.as_ref();
-    match cli.command {
+    let store = store?;
+    if let Command::Datastore(DatastoreCommand::Info) = command {
+        return info::datastore(&config, store).await;
+    }
+    on(store.as_ref(), kubernetes, command).await
+}
+
+/// The commands that read or write objects.
+async fn on(store: &dyn Datastore, kubernetes: bool, command: Command) -> Result<Report> {
+    use write::{Verb, from_files};
+    match command {
         Command::Apply(from) => {
-            write::from_files(store, write::Verb::Apply, &from.filename, &from.namespace).await
+            from_files(store, Verb::Apply, &from.files.filename, &from.files.namespace, from.skip_empty).await
         }
         Command::Replace(from) => {
-            write::from_files(store, write::Verb::Replace, &from.filename, &from.namespace).await
-        }
-        Command::Create { from, skip_exists } => {
-            write::from_files(store, write::Verb::Create { skip_exists }, &from.filename, &from.namespace)
+            from_files(store, Verb::Replace, &from.files.filename, &from.files.namespace, from.skip_empty)
                 .await
         }
+        Command::Create { from, skip_exists } => {
+            let verb = Verb::Create { skip_exists };
+            from_files(store, verb, &from.files.filename, &from.files.namespace, from.skip_empty).await
+        }
         Command::Delete { what, skip_not_exists } => {
-            let verb = write::Verb::Delete { skip_not_exists };
+            let verb = Verb::Delete { skip_not_exists, release: !kubernetes };
             match what.kind {
-                None if what.filename.is_empty() => {
-                    anyhow::bail!("say what to delete: a kind and names, or -f FILE")
-                }
-                None => write::from_files(store, verb, &what.filename, &what.namespace).await,
-                Some(_) if what.name.is_empty() => anyhow::bail!("say which to delete: a name is missing"),
-                Some(kind) => write::delete_named(store, verb, &kind, &what.name, &what.namespace).await,
+                None if what.filename.is_empty() => bail!("say what to delete: a kind and names, or -f FILE"),
+                None => from_files(store, verb, &what.filename, &what.namespace, false).await,
+                Some(_) if what.name.is_empty() => bail!("say which to delete: a name is missing"),
+                Some(kind) => write::delete_named(store, verb, &kind, &what.name, &what.namespace)
+                    .await
+                    .map(Report::from),
             }
         }
         Command::Get { what, all_namespaces, output } => {
             let namespace = (!all_namespaces).then_some(what.namespace.as_str());
-            match what.kind {
-                Some(kind) => get::by_name(store, &kind, &what.name, namespace, output).await,
-                None if what.filename.is_empty() => anyhow::bail!("say what to get: a kind, or -f FILE"),
-                None => get::by_file(store, &what.filename, &what.namespace, output).await,
-            }
+            let found = match what.kind {
+                Some(kind) => get::by_name(store, &kind, &what.name, namespace, &output).await,
+                None if what.filename.is_empty() => bail!("say what to get: a kind, or -f FILE"),
+                None => get::by_file(store, &what.filename, &what.namespace, &output).await,
+            };
+            found.map(Report::from)
         }
-        Command::Version => unreachable!("answered above, without a datastore"),
+        Command::Patch { kind, name, patch, type_, namespace } => {
+            patch::run(store, &kind, &name, &namespace, &patch, type_).await.map(Report::from)
+        }
+        Command::Label { kind, name, labels, overwrite, remove, namespace } => {
+            let mode = match (overwrite, remove) {
+                (_, true) => label::Mode::Remove,
+                (true, false) => label::Mode::Overwrite,
+                (false, false) => label::Mode::Set,
+            };
+            label::run(store, &kind, &name, &namespace, &labels, mode).await.map(Report::from)
+        }
+        Command::Ipam(Ipam::Show(show)) => {
+            ipam_show(store, show).await.context("ipam show").map(Report::from)
+        }
+        Command::Validate(_) | Command::Convert { .. } | Command::Version { .. } | Command::Datastore(_) => {
+            unreachable!("answered before, without looking at objects")
+        }
+    }
+}
+
+async fn ipam_show(store: &dyn Datastore, show: IpamShow) -> Result<String> {
+    match show {
+        IpamShow { ip: Some(ip), .. } => ipam::one(store, &ip).await,
+        IpamShow { show_borrowed: true, .. } => ipam::borrowed(store).await,
+        IpamShow { show_configuration: true, .. } => ipam::configuration(store).await,
+        IpamShow { show_blocks, .. } => ipam::utilization(store, show_blocks).await,
     }
 }

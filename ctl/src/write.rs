@@ -1,4 +1,4 @@
-//! `apply`, `create`, `replace`, `delete`.
+//! `apply`, `create`, `replace`, `delete`, and the one change of a stored object that `patch` and `label` make.
 //!
 //! Everything is read and checked before the first write: a file with a mistake changes nothing. Writes go in the
 //! order of the documents, one compare-and-swap each; the first that fails ends the command, and the message says how
@@ -8,19 +8,26 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use bytes::Bytes;
-use syncer_common::apis::Resource;
+use syncer_common::apis::{ApiKind, FieldError, Resource};
 use syncer_common::backend::{Datastore, Error};
+use syncer_common::processors::Processors;
 use syncer_common::validate;
 
 use crate::files::{self, Purpose};
-use crate::get;
+use crate::{Report, get, node};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Apply,
-    Create { skip_exists: bool },
+    Create {
+        skip_exists: bool,
+    },
     Replace,
-    Delete { skip_not_exists: bool },
+    Delete {
+        skip_not_exists: bool,
+        /// What belongs to a node goes with it. Not where nodes are Kubernetes' own.
+        release: bool,
+    },
 }
 
 impl Verb {
@@ -44,20 +51,23 @@ impl Verb {
 }
 
 /// Attempts of a compare-and-swap that raced with another writer.
-const RACES: usize = 10;
+pub const RACES: usize = 10;
 
 pub async fn from_files(
     store: &dyn Datastore,
     verb: Verb,
     paths: &[PathBuf],
     namespace: &str,
-) -> Result<String> {
+    skip_empty: bool,
+) -> Result<Report> {
     let purpose = if matches!(verb, Verb::Delete { .. }) { Purpose::Find } else { Purpose::Write };
-    let resources = files::read(paths, namespace, purpose)?;
-    if resources.is_empty() {
-        bail!("No resources specified");
-    }
-    handle(store, verb, resources).await
+    let (resources, warnings) = files::read(paths, namespace, purpose)?;
+    let text = match resources.is_empty() {
+        false => handle(store, verb, resources).await?,
+        true if skip_empty => "No resources specified\n".into(),
+        true => bail!("No resources specified"),
+    };
+    Ok(Report { text, warnings, complete: true })
 }
 
 pub async fn delete_named(
@@ -74,11 +84,10 @@ pub async fn delete_named(
         // another name.
         match get::find(store, kind, name, namespace).await? {
             Some(resource) => resources.push(resource),
-            None if verb == (Verb::Delete { skip_not_exists: true }) => {}
+            None if matches!(verb, Verb::Delete { skip_not_exists: true, .. }) => {}
             None => {
-                let place = if kind.namespaced { format!("{namespace}/") } else { String::new() };
-                let id = format!("{}({place}{name})", kind.kind);
-                bail!("Failed to delete '{}' resource: [{}]", kind.kind, Refusal::Absent(id));
+                let missing = get::missing(kind, namespace, name);
+                bail!("Failed to delete '{}' resource: [{missing}]", kind.kind);
             }
         }
     }
@@ -96,8 +105,13 @@ async fn handle(store: &dyn Datastore, verb: Verb, resources: Vec<Resource>) -> 
     let total = resources.len();
     let kind = resources[0].kind.clone();
     let kind = resources.iter().all(|resource| resource.kind == kind).then_some(kind);
+    let mut notes = String::new();
     for (done, resource) in resources.into_iter().enumerate() {
-        if let Err(reason) = one(store, verb, resource).await {
+        let result = one(store, verb, resource).await;
+        if let Ok(note) = &result {
+            notes += note;
+        }
+        if let Err(reason) = result {
             let what = match (&kind, total) {
                 (Some(kind), 1) => format!("Failed to {} '{kind}' resource: [{reason}]", verb.infinitive()),
                 (Some(kind), _) if done == 0 => {
@@ -119,14 +133,14 @@ async fn handle(store: &dyn Datastore, verb: Verb, resources: Vec<Resource>) -> 
         }
     }
     Ok(match kind {
-        Some(kind) => format!("Successfully {} {total} '{kind}' resource(s)\n", verb.past()),
-        None => format!("Successfully {} {total} resource(s)\n", verb.past()),
+        Some(kind) => format!("{notes}Successfully {} {total} '{kind}' resource(s)\n", verb.past()),
+        None => format!("{notes}Successfully {} {total} resource(s)\n", verb.past()),
     })
 }
 
 /// What an operator is told about one resource.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+pub enum Refusal {
     #[error("resource already exists: {0}")]
     Exists(String),
     #[error("resource does not exist: {0}")]
@@ -134,9 +148,11 @@ enum Refusal {
     #[error("update conflict: {0}: it was changed since it was read; get it again, edit, and replace")]
     Conflict(String),
     #[error("{id}: {error}")]
-    Change { id: String, error: syncer_common::apis::FieldError },
+    Change { id: String, error: FieldError },
+    #[error("{id}: {}", list(.errors))]
+    Invalid { id: String, errors: Vec<FieldError> },
     #[error("{0}")]
-    Field(#[from] syncer_common::apis::FieldError),
+    Field(#[from] FieldError),
     #[error("{id}: metadata.resourceVersion: {given:?} is not a revision")]
     Revision { id: String, given: String },
     #[error(transparent)]
@@ -152,15 +168,76 @@ impl From<get::Lookup> for Refusal {
     }
 }
 
-async fn one(store: &dyn Datastore, verb: Verb, resource: Resource) -> std::result::Result<(), Refusal> {
+fn list(errors: &[FieldError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether somebody else wrote first: then it is worth another attempt.
+pub fn lost_race<T>(result: &std::result::Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Conflict { .. } | Error::NotFound { .. }))
+}
+
+/// Returns what is to be told beside the success.
+async fn one(store: &dyn Datastore, verb: Verb, resource: Resource) -> std::result::Result<String, Refusal> {
     let id = resource.id();
+    let mut note = String::new();
+    if let (Verb::Delete { release: true, .. }, "Node") = (verb, resource.kind.as_str()) {
+        // The node goes last: as long as it is there, a command that was interrupted can be run again.
+        note = node::release(store, &resource.metadata.name).await?;
+    }
     for _ in 0..RACES {
         match attempt(store, verb, resource.clone(), &id).await {
             Err(Refusal::Store(Error::Conflict { .. } | Error::NotFound { .. })) => {}
-            done => return done,
+            done => return done.map(|()| note),
         }
     }
     Err(Refusal::Conflict(id))
+}
+
+/// Changes one stored object, again if somebody else was faster. The result has to be valid, and may not have
+/// another identity.
+pub async fn edit(
+    store: &dyn Datastore,
+    kind: &'static ApiKind,
+    name: &str,
+    namespace: &str,
+    change: &dyn Fn(&Resource) -> std::result::Result<Resource, FieldError>,
+) -> Result<()> {
+    for _ in 0..RACES {
+        let Some((kv, old)) = get::find_stored(store, kind, name, namespace).await? else {
+            bail!("{}", get::missing(kind, namespace, name));
+        };
+        let id = old.id();
+        let wrong = |error| Refusal::Change { id: id.clone(), error };
+        let mut new = change(&old).map_err(wrong)?;
+        new.set_stored_name(old.stored_name());
+        let identity = |resource: &Resource| {
+            [&resource.kind, &resource.metadata.name, &resource.metadata.namespace].map(String::clone)
+        };
+        let fields = ["kind", "metadata.name", "metadata.namespace"];
+        for ((field, before), after) in fields.into_iter().zip(identity(&old)).zip(identity(&new)) {
+            if before != after {
+                let reason = format!("cannot be changed from {before:?} to {after:?}: create another object");
+                bail!(wrong(FieldError::new(field, reason)));
+            }
+        }
+        let mut errors = validate::change(&old, &new);
+        errors.extend(files::check(&new, &mut Processors::new()));
+        if !errors.is_empty() {
+            bail!(Refusal::Invalid { id, errors });
+        }
+        new.metadata.uid = old.metadata.uid;
+        new.metadata.creation_timestamp = old.metadata.creation_timestamp;
+        let value = Bytes::from(new.to_stored());
+        if value == kv.value {
+            return Ok(());
+        }
+        let written = store.replace(&kv.key, value, kv.mod_revision).await;
+        if !lost_race(&written) {
+            return Ok(written.map(drop)?);
+        }
+    }
+    bail!(Refusal::Conflict(Resource::named(kind, namespace, name).id()))
 }
 
 /// One compare-and-swap; a race with another writer comes back as the datastore's own error.
@@ -184,9 +261,8 @@ async fn attempt(
         return Err(Refusal::Conflict(id.into()));
     }
     match (verb, existing) {
-        (Verb::Create { skip_exists: true }, Some(_)) | (Verb::Delete { skip_not_exists: true }, None) => {
-            Ok(())
-        }
+        (Verb::Create { skip_exists: true }, Some(_))
+        | (Verb::Delete { skip_not_exists: true, .. }, None) => Ok(()),
         (Verb::Create { .. }, Some(_)) => Err(Refusal::Exists(id.into())),
         (Verb::Replace | Verb::Delete { .. }, None) => Err(Refusal::Absent(id.into())),
         (Verb::Delete { .. }, Some(existing)) => {

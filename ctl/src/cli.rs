@@ -1,0 +1,241 @@
+//! The command line: every command, its options and its examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::Output;
+use crate::{convert, patch, settings};
+
+/// Reads and writes the resources of a cluster, in its datastore.
+#[derive(Parser)]
+#[command(name = "bulrushctl", version, after_help = settings::HELP)]
+pub struct Cli {
+    /// Settings file, old (`kind: calicoApiConfig`) or new (`kind: CalicoAPIConfig`).
+    #[arg(short, long, global = true, default_value = settings::DEFAULT_FILE)]
+    pub config: PathBuf,
+    /// Kubeconfig file; means the Kubernetes datastore unless another is named.
+    #[arg(long, global = true)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, global = true)]
+    pub context: Option<String>,
+    /// Accepted for the sake of scripts: versions are never compared.
+    #[arg(long, global = true, hide = true)]
+    pub allow_version_mismatch: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Create resources, or replace those that exist.
+    ///
+    /// Everything is read and checked first; one mistake, and nothing is written. Resources of Calico 2
+    /// (apiVersion: v1) are read as what they are called today.
+    #[command(
+        after_help = "Examples:\n  bulrushctl apply -f policies/\n  kustomize build . | bulrushctl apply -f -"
+    )]
+    Apply(FromFiles),
+    /// Create resources that do not exist yet.
+    #[command(
+        after_help = "Examples:\n  bulrushctl create -f pool.yaml\n  bulrushctl create -f defaults/ --skip-exists"
+    )]
+    Create {
+        #[command(flatten)]
+        from: FromFiles,
+        /// Pass over resources that exist already.
+        #[arg(long)]
+        skip_exists: bool,
+    },
+    /// Replace resources that exist.
+    ///
+    /// With metadata.resourceVersion in the file: only if nobody changed them since.
+    #[command(
+        after_help = "Examples:\n  bulrushctl get ippool a -o yaml > a.yaml; vi a.yaml; bulrushctl replace -f a.yaml"
+    )]
+    Replace(FromFiles),
+    /// Delete resources, by file or by kind and name.
+    ///
+    /// With a node go its endpoints and their addresses, its blocks, the peers of its own and its configuration
+    /// objects: take the host out of service first. On the Kubernetes datastore nodes are Kubernetes' own, and
+    /// are deleted there.
+    #[command(
+        after_help = "Examples:\n  bulrushctl delete networkpolicy web -n shop\n  bulrushctl delete -f policies/ --skip-not-exists\n  bulrushctl delete node n7"
+    )]
+    Delete {
+        #[command(flatten)]
+        what: Selection,
+        /// Pass over resources that do not exist.
+        #[arg(long)]
+        skip_not_exists: bool,
+    },
+    /// Print resources.
+    #[command(
+        after_help = "Examples:\n  bulrushctl get ippool -o wide\n  bulrushctl get workloadendpoint -A\n  bulrushctl get node -o custom-columns=NAME,ASN\n  bulrushctl get networkpolicy web -n shop -o yaml"
+    )]
+    Get {
+        #[command(flatten)]
+        what: Selection,
+        /// Namespaced kinds: of every namespace.
+        #[arg(short = 'A', short_alias = 'a', long)]
+        all_namespaces: bool,
+        /// How to print them: ps, wide, yaml, json, name or custom-columns=NAME,…
+        #[arg(short, long, default_value = "ps")]
+        output: Output,
+    },
+    /// Change some fields of one resource.
+    ///
+    /// The result has to be valid. If somebody else writes at the same time, the patch is applied again to what
+    /// they wrote.
+    #[command(
+        after_help = "Examples:\n  bulrushctl patch ippool a -p '{\"spec\": {\"natOutgoing\": true}}'\n  bulrushctl patch felixconfiguration default -p 'spec: {vxlanMTU: null}'\n  bulrushctl patch gnp web --type json -p '[{\"op\": \"add\", \"path\": \"/spec/ingress/-\", \"value\": {\"action\": \"Deny\"}}]'"
+    )]
+    Patch {
+        /// Kind: `ippool`, `node`, …
+        kind: String,
+        name: String,
+        /// The patch, JSON or YAML.
+        #[arg(short, long)]
+        patch: String,
+        /// What kind of patch it is.
+        #[arg(short, long = "type", value_enum, default_value = "strategic")]
+        type_: patch::Kind,
+        /// Namespace of namespaced kinds.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+    /// Set or remove labels of one resource.
+    #[command(
+        after_help = "Examples:\n  bulrushctl label node n1 rack=a7 zone=west\n  bulrushctl label node n1 rack=a8 --overwrite\n  bulrushctl label node n1 rack --remove"
+    )]
+    Label {
+        /// Kind: `node`, `hostendpoint`, …
+        kind: String,
+        name: String,
+        /// key=value; with --remove: key.
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+        /// Set another value for a label that is there.
+        #[arg(long, conflicts_with = "remove")]
+        overwrite: bool,
+        /// Remove the labels.
+        #[arg(long)]
+        remove: bool,
+        /// Namespace of namespaced kinds.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+    /// Check manifests without a datastore.
+    ///
+    /// Lists every mistake with file, line, object, field, reason and remedy; exit status 1 if there is any. What
+    /// passes is accepted by `apply` and by typha. Warns of objects that are given twice and of pools that overlap.
+    #[command(
+        after_help = "Examples:\n  bulrushctl validate -f manifests/\n  helm template . | bulrushctl validate -f -"
+    )]
+    Validate(Files),
+    /// Print manifests in older forms as today's resources.
+    ///
+    /// Reads resources of Calico 2 (apiVersion: v1), custom resources of a Kubernetes datastore
+    /// (crd.projectcalico.org/v1), and Kubernetes' own network policies. What has no form today is said on standard
+    /// error. No datastore is needed.
+    #[command(
+        after_help = "Examples:\n  bulrushctl convert -f old.yaml > new.yaml\n  kubectl get networkpolicy -A -o yaml | bulrushctl convert -f - -o json"
+    )]
+    Convert {
+        #[command(flatten)]
+        from: Files,
+        /// How to print them.
+        #[arg(short, long, value_enum, default_value = "yaml")]
+        output: convert::Output,
+        /// Print the result even if it is not valid.
+        #[arg(long)]
+        ignore_validation: bool,
+    },
+    /// Addresses: who has them, and how many are left.
+    #[command(subcommand)]
+    Ipam(Ipam),
+    /// The datastore itself.
+    #[command(subcommand)]
+    Datastore(DatastoreCommand),
+    /// Print the versions of this program and of the cluster.
+    #[command(after_help = "Examples:\n  bulrushctl version\n  bulrushctl version --client")]
+    Version {
+        /// Only of this program: no datastore is asked.
+        #[arg(long)]
+        client: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Ipam {
+    /// Show how full pools are, or who has an address.
+    #[command(
+        after_help = "Examples:\n  bulrushctl ipam show\n  bulrushctl ipam show --show-blocks\n  bulrushctl ipam show --ip=10.65.0.7"
+    )]
+    Show(IpamShow),
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+pub struct IpamShow {
+    /// Report whether this address is in use, and by whom.
+    #[arg(long)]
+    pub ip: Option<String>,
+    /// Show the blocks of every pool, too.
+    #[arg(long)]
+    pub show_blocks: bool,
+    /// Show addresses that a node has out of another node's block.
+    #[arg(long)]
+    pub show_borrowed: bool,
+    /// Show the settings of IPAM.
+    #[arg(long)]
+    pub show_configuration: bool,
+}
+
+#[derive(Subcommand)]
+pub enum DatastoreCommand {
+    /// Show type, address, revisions, readiness, what it holds, and what of it is refused.
+    ///
+    /// Reads everything once. Exit status 1 when it, or a part of it, can not be reached.
+    #[command(
+        after_help = "Examples:\n  bulrushctl datastore info\n  DATASTORE_TYPE=kubernetes bulrushctl datastore info"
+    )]
+    Info,
+}
+
+#[derive(Args)]
+pub struct Files {
+    /// File or folder of YAML or JSON documents; `-` is standard input.
+    #[arg(short, long = "filename", visible_alias = "file", required = true)]
+    pub filename: Vec<PathBuf>,
+    /// Namespace of namespaced objects that name none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Folders are always read with everything below them; accepted for the sake of scripts.
+    #[arg(short = 'R', long, hide = true)]
+    pub recursive: bool,
+}
+
+#[derive(Args)]
+pub struct FromFiles {
+    #[command(flatten)]
+    pub files: Files,
+    /// Files without any resource are no error.
+    #[arg(long)]
+    pub skip_empty: bool,
+}
+
+#[derive(Args)]
+pub struct Selection {
+    /// Kind: `ippool`, `networkpolicy`, `node`, `wep`, …
+    pub kind: Option<String>,
+    /// Names; none means all (get).
+    pub name: Vec<String>,
+    /// Take kind and names from this file or folder instead; `-` is standard input.
+    #[arg(short, long = "filename", visible_alias = "file", conflicts_with = "kind")]
+    pub filename: Vec<PathBuf>,
+    /// Namespace of namespaced kinds.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+}
