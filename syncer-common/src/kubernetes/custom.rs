@@ -135,8 +135,10 @@ fn read_metadata(text: &str) -> Result<Map<String, Value>, FieldError> {
 /// Metadata of the wrapping resource → that of the wrapped one, and its name where the two may differ.
 fn unwrap(metadata: &mut Map<String, Value>) -> Result<Option<String>, FieldError> {
     twin_uid(metadata, "metadata.uid")?;
-    let Some(text) = take_annotation(metadata)? else { return Ok(None) };
-    let mut known = read_metadata(&text)?;
+    let mut known = match take_annotation(metadata)? {
+        Some(text) => read_metadata(&text)?,
+        None => Map::new(),
+    };
     known.retain(|_, value| !value.is_null());
     for map in ["labels", "annotations"] {
         overlay(metadata, map, known.remove(map))?;

@@ -183,6 +183,7 @@ impl Processors {
         if !self.verbatim {
             for update in &mut updates {
                 let Ok(value) = &mut update.value else { continue };
+                project::spell_out_protocols(&update.key, value);
                 let errors = validate::value(&update.key, value);
                 if errors.is_empty() {
                     project::canonical(value);

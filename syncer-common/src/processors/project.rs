@@ -1,8 +1,30 @@
 //! The canonical form of values: two spellings of one thing leave here equal.
 
-use crate::model::Value;
+use crate::model::{Key, PolicyKey, Value};
 use crate::selector::normalise;
 use proto::model as v1;
+
+/// Protocols that have ports.
+const WITH_PORTS: [&str; 3] = ["tcp", "udp", "sctp"];
+
+/// Rules about a port of any protocol, which only cluster network policies have: one for each protocol.
+pub(super) fn spell_out_protocols(key: &Key, value: &mut Value) {
+    let (Key::Policy(PolicyKey { kind, .. }), Value::Policy(policy)) = (key, value) else { return };
+    if kind == "KubernetesClusterNetworkPolicy" {
+        for rules in [&mut policy.inbound_rules, &mut policy.outbound_rules] {
+            *rules = std::mem::take(rules).into_iter().flat_map(spelled_out).collect();
+        }
+    }
+}
+
+fn spelled_out(rule: v1::Rule) -> Vec<v1::Rule> {
+    let has_ports = rule.dst.as_ref().is_some_and(|side| !side.ports.is_empty());
+    if rule.protocol.is_some() || !has_ports {
+        return vec![rule];
+    }
+    let named = |name: &str| v1::Protocol { id: Some(v1::protocol::Id::Name(name.to_owned())) };
+    WITH_PORTS.iter().map(|name| v1::Rule { protocol: Some(named(name)), ..rule.clone() }).collect()
+}
 
 /// Selectors in canonical form. Empty ones stay empty: in a rule that means no selector, not `all()`.
 pub(super) fn canonical(value: &mut Value) {
