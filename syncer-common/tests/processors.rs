@@ -66,14 +66,17 @@ fn a_policy_that_would_mean_more_than_it_says_is_refused_whole() {
     for (spec, field) in [
         (r#"{"namespaceSelector":"bad selector"}"#, "spec.namespaceSelector"),
         (r#"{"serviceAccountSelector":"=="}"#, "spec.serviceAccountSelector"),
-        (r#"{"selector":"a = b"}"#, "selector"),
+        (r#"{"selector":"a = b"}"#, "spec.selector"),
         (
             r#"{"ingress":[{"action":"Allow","source":{"nets":["10.0.0.0/33"]}}]}"#,
             "spec.ingress[0].source.nets[0]",
         ),
-        (r#"{"ingress":[{"action":"Allow","destination":{"ports":[80]}}]}"#, "inbound_rules[0].dst.ports"),
-        (r#"{"ingress":[{"action":"Allow","icmp":{"type":8}}]}"#, "inbound_rules[0].icmp"),
-        (r#"{"ingress":[{"action":"Alow"}]}"#, "inbound_rules[0].action"),
+        (
+            r#"{"ingress":[{"action":"Allow","destination":{"ports":[80]}}]}"#,
+            "spec.ingress[0].destination.ports",
+        ),
+        (r#"{"ingress":[{"action":"Allow","icmp":{"type":8}}]}"#, "spec.ingress[0].icmp"),
+        (r#"{"ingress":[{"action":"Alow"}]}"#, "spec.ingress[0].action"),
         (
             r#"{"ingress":[{"action":"Allow","protocol":"TCP","destination":{"ports":["a b"]}}]}"#,
             "spec.ingress[0].destination.ports[0]",
@@ -157,7 +160,7 @@ fn workload_endpoints_without_addresses_are_no_endpoints() {
     let mut processors = Processors::new();
     let path = "workloadendpoints/default/n1-k8s-web--1-eth0";
     let key = "/calico/v1/host/n1/workload/k8s/default%2fweb-1/endpoint/eth0";
-    let good = r#"{"interfaceName":"cali1","ipNetworks":["10.65.0.2"],"profiles":["kns.default"]}"#;
+    let good = r#"{"node":"n1","orchestrator":"k8s","pod":"web-1","endpoint":"eth0","interfaceName":"cali1","ipNetworks":["10.65.0.2"],"profiles":["kns.default"]}"#;
     let converted = put(&mut processors, path, good);
     assert_eq!(shown(&converted.updates), [format!("{key} =")]);
     let Some(Value::WorkloadEndpoint(endpoint)) = converted.updates[0].live() else { panic!("no endpoint") };
@@ -166,7 +169,7 @@ fn workload_endpoints_without_addresses_are_no_endpoints() {
         shown(&put(&mut processors, path, r#"{"interfaceName":"cali1"}"#).updates),
         [format!("{key} - Deleted")]
     );
-    let bad = put(&mut processors, path, r#"{"interfaceName":"cali1","ipNetworks":["10.65.0.2","x"]}"#);
+    let bad = put(&mut processors, path, &good.replace("\"10.65.0.2\"", "\"10.65.0.2\",\"x\""));
     assert_eq!(shown(&bad.updates), [format!("{key} - Invalid")]);
     assert_eq!(bad.error.unwrap().field, "spec.ipNetworks[1]");
     assert_eq!(shown(&delete(&mut processors, path).updates), [format!("{key} - Deleted")]);
@@ -257,7 +260,11 @@ fn a_bad_tunnel_address_leaves_the_rest_of_the_node_alone() {
     let shown = shown(&converted.updates);
     assert_eq!(shown[0], "/calico/v1/host/n1/config/IpInIpTunnelAddr - Invalid");
     assert_eq!(shown[1], "/calico/v1/host/n1/config/IPv4VXLANTunnelAddr = 10.65.0.1");
-    let Some(Value::Node(node)) = converted.updates.last().unwrap().live() else { panic!("no node") };
+    let node = converted.updates.iter().find_map(|update| match update.live() {
+        Some(Value::Node(node)) => Some(node),
+        _ => None,
+    });
+    let node = node.expect("the node itself");
     assert_eq!(node.bgp.as_ref().unwrap().ipv4_address, "172.30.0.21/16");
     assert_eq!(converted.error.unwrap().field, "spec.bgp.ipv4IPIPTunnelAddr");
 }
@@ -289,6 +296,13 @@ fn affinities_without_a_value_are_confirmed_ones() {
     let Some(Value::BlockAffinity(affinity)) = converted.updates[0].live() else { panic!("no affinity") };
     assert_eq!((affinity.state.as_str(), affinity.deleted), ("", false));
     assert!(matches!(&converted.updates[0].key, Key::BlockAffinity(key) if key.host == "n1"));
+    let path = "/calico/ipam/v2/host/n1/ipv4/block/10.65.0.0-26";
+    let bad = Processors::new().put(path, br#"{"state":"perhaps"}"#);
+    assert_eq!(bad.updates[0].value, Err(DeletionReason::Invalid));
+    assert_eq!(bad.error.unwrap().field, "state");
+    let others =
+        Processors::new().put("/calico/ipam/v2/virtual/load-balancer/ipv4/block/10.65.0.0-26", b"{}");
+    assert!(others.updates.is_empty() && others.error.is_none());
 }
 
 #[test]

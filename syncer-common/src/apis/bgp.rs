@@ -29,6 +29,10 @@ pub struct BgpConfigurationSpec {
     pub ipv4_normal_route_priority: Option<u32>,
     #[serde(rename = "ipv6NormalRoutePriority")]
     pub ipv6_normal_route_priority: Option<u32>,
+    #[serde(rename = "localWorkloadPeeringIPV4")]
+    pub local_workload_peering_ip_v4: String,
+    #[serde(rename = "localWorkloadPeeringIPV6")]
+    pub local_workload_peering_ip_v6: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -88,6 +92,86 @@ pub struct BgpPeerSpec {
     #[serde(rename = "numAllowedLocalASNumbers")]
     pub num_allowed_local_as_numbers: Option<u32>,
     pub reverse_peering: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BgpFilterSpec {
+    pub export_v4: Vec<BgpFilterRule>,
+    pub import_v4: Vec<BgpFilterRule>,
+    pub export_v6: Vec<BgpFilterRule>,
+    pub import_v6: Vec<BgpFilterRule>,
+}
+
+impl BgpFilterSpec {
+    /// Field, rules, and whether they are of IPv6.
+    pub fn lists(&self) -> [(&'static str, &[BgpFilterRule], bool); 4] {
+        [
+            ("exportV4", &self.export_v4, false),
+            ("importV4", &self.import_v4, false),
+            ("exportV6", &self.export_v6, true),
+            ("importV6", &self.import_v6, true),
+        ]
+    }
+}
+
+/// Members that are not known are refused: such a rule would match more than it says.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct BgpFilterRule {
+    pub action: String,
+    pub cidr: String,
+    pub match_operator: String,
+    pub prefix_length: Option<PrefixLength>,
+    pub interface: String,
+    pub source: String,
+    pub peer_type: String,
+    pub communities: Option<CommunityMatch>,
+    #[serde(rename = "asPathPrefix")]
+    pub as_path_prefix: Vec<AsNumber>,
+    pub priority: Option<u32>,
+    pub operations: Vec<BgpFilterOperation>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefixLength {
+    pub min: Option<u32>,
+    pub max: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CommunityMatch {
+    pub values: Vec<String>,
+}
+
+/// Exactly one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct BgpFilterOperation {
+    pub add_community: Option<AddCommunity>,
+    #[serde(rename = "prependASPath")]
+    pub prepend_as_path: Option<PrependAsPath>,
+    pub set_priority: Option<SetPriority>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AddCommunity {
+    pub value: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrependAsPath {
+    pub prefix: Vec<AsNumber>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SetPriority {
+    pub value: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

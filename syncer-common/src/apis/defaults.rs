@@ -1,4 +1,5 @@
-//! What a writer fills in, so that every reader finds it: defaults of pools and policies.
+//! What a writer fills in, so that every reader finds it. Kinds that are not here have no such defaults:
+//! their readers know what absent means.
 
 use serde_json::{Map, Value, json};
 
@@ -35,10 +36,14 @@ impl Resource {
             "NetworkPolicy" | "GlobalNetworkPolicy" | "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" => {
                 fill(spec, "tier", DEFAULT_TIER.into());
                 fill_types(spec);
+                if self.kind.starts_with("Staged") {
+                    fill(spec, "stagedAction", "Set".into());
+                }
                 if let Some(tier) = spec.get("tier").and_then(Value::as_str) {
                     self.metadata.labels.insert(TIER_LABEL.to_owned(), tier.to_owned());
                 }
             }
+            "StagedKubernetesNetworkPolicy" => fill(spec, "stagedAction", "Set".into()),
             "Tier" => fill(spec, "defaultAction", "Deny".into()),
             "IPPool" => {
                 let v6 = spec.get("cidr").and_then(Value::as_str).is_some_and(|cidr| cidr.contains(':'));

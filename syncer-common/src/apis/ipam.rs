@@ -126,7 +126,12 @@ pub(super) fn to_stored(kind: &str, spec: &Value) -> Value {
             stored.remove("handleID");
             Value::Object(stored)
         }
-        _ => Value::Object(renamed(spec, to_etcd(&CONFIG_NAMES))),
+        _ => {
+            let mut stored = renamed(spec, to_etcd(&CONFIG_NAMES));
+            // Absent in a stored value means no.
+            stored.entry("auto_allocate_blocks").or_insert(true.into());
+            Value::Object(stored)
+        }
     }
 }
 

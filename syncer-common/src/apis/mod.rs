@@ -9,9 +9,11 @@ mod error;
 pub mod ipam;
 mod kinds;
 pub mod network;
+pub mod operations;
 pub mod policy;
 mod resource;
 pub mod scalars;
+pub mod services;
 pub mod v1;
 
 pub use error::{FieldError, prune_nulls, read};

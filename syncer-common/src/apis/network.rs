@@ -70,6 +70,16 @@ pub struct NodeSpec {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatus {
+    pub wireguard_public_key: String,
+    #[serde(rename = "wireguardPublicKeyV6")]
+    pub wireguard_public_key_v6: String,
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct NodeWireguardSpec {
     #[serde(rename = "interfaceIPv4Address")]
@@ -115,4 +125,20 @@ pub struct IpPoolSpec {
     pub namespace_selector: String,
     pub allowed_uses: Vec<String>,
     pub assignment_mode: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct IpReservationSpec {
+    #[serde(rename = "reservedCIDRs")]
+    pub reserved_cidrs: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IpamConfigSpec {
+    pub strict_affinity: bool,
+    pub auto_allocate_blocks: Option<bool>,
+    pub max_blocks_per_host: u32,
+    pub ip_cooldown_seconds: u32,
 }

@@ -135,6 +135,14 @@ impl Resource {
         }
     }
 
+    /// The typed status.
+    pub fn typed_status<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        match &self.status {
+            Value::Null => read(&Value::Object(Map::new()), "status"),
+            status => read(status, "status"),
+        }
+    }
+
     /// `kind(name)` or `kind(namespace/name)`, as errors name it.
     pub fn id(&self) -> String {
         self.resource_key().to_string()

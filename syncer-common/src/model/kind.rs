@@ -22,10 +22,15 @@ pub enum Kind {
     FelixConfiguration,
     BgpConfiguration,
     BgpPeer,
+    BgpFilter,
+    Wireguard,
+    Service,
+    EndpointSlice,
+    CalicoNodeStatus,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 22] = [
         Kind::ReadyFlag,
         Kind::GlobalConfig,
         Kind::HostConfig,
@@ -43,10 +48,15 @@ impl Kind {
         Kind::FelixConfiguration,
         Kind::BgpConfiguration,
         Kind::BgpPeer,
+        Kind::BgpFilter,
+        Kind::Wireguard,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::CalicoNodeStatus,
     ];
 
-    /// What felix reads.
-    pub const FELIX: [Kind; 14] = [
+    /// What felix reads. BGP settings: service ranges that must not loop, and which workloads peer.
+    pub const FELIX: [Kind; 19] = [
         Kind::ReadyFlag,
         Kind::GlobalConfig,
         Kind::HostConfig,
@@ -61,17 +71,35 @@ impl Kind {
         Kind::Block,
         Kind::Node,
         Kind::FelixConfiguration,
+        Kind::BgpConfiguration,
+        Kind::BgpPeer,
+        Kind::Wireguard,
+        Kind::Service,
+        Kind::EndpointSlice,
     ];
 
     /// What confd reads.
-    pub const CONFD: [Kind; 5] =
-        [Kind::IpPool, Kind::BlockAffinity, Kind::Node, Kind::BgpConfiguration, Kind::BgpPeer];
+    pub const CONFD: [Kind; 9] = [
+        Kind::IpPool,
+        Kind::BlockAffinity,
+        Kind::Node,
+        Kind::BgpConfiguration,
+        Kind::BgpPeer,
+        Kind::BgpFilter,
+        Kind::Wireguard,
+        Kind::Service,
+        Kind::EndpointSlice,
+    ];
+
+    /// What the part of a node that reports about itself reads.
+    pub const NODE_STATUS: [Kind; 1] = [Kind::CalicoNodeStatus];
 
     /// The kinds that an agent's name stands for; all of them for a name we do not know.
     pub fn for_agent(agent: &str) -> &'static [Kind] {
         match agent {
             "felix" => &Self::FELIX,
             "confd" => &Self::CONFD,
+            "node-status" => &Self::NODE_STATUS,
             _ => &Self::ALL,
         }
     }
@@ -95,6 +123,11 @@ impl Kind {
             Kind::FelixConfiguration => "FelixConfiguration",
             Kind::BgpConfiguration => "BGPConfiguration",
             Kind::BgpPeer => "BGPPeer",
+            Kind::BgpFilter => "BGPFilter",
+            Kind::Wireguard => "Wireguard",
+            Kind::Service => "KubernetesService",
+            Kind::EndpointSlice => "KubernetesEndpointSlice",
+            Kind::CalicoNodeStatus => "CalicoNodeStatus",
         }
     }
 
@@ -118,11 +151,16 @@ impl Kind {
             Key::IpPool { .. } => Kind::IpPool,
             Key::Block { .. } => Kind::Block,
             Key::BlockAffinity(_) => Kind::BlockAffinity,
+            Key::Wireguard { .. } => Kind::Wireguard,
             Key::Resource(resource) => match resource.kind.as_str() {
                 "Node" => Kind::Node,
                 "FelixConfiguration" => Kind::FelixConfiguration,
                 "BGPConfiguration" => Kind::BgpConfiguration,
                 "BGPPeer" => Kind::BgpPeer,
+                "BGPFilter" => Kind::BgpFilter,
+                "KubernetesService" => Kind::Service,
+                "KubernetesEndpointSlice" => Kind::EndpointSlice,
+                "CalicoNodeStatus" => Kind::CalicoNodeStatus,
                 _ => return None,
             },
             _ => return None,

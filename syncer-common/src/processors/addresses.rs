@@ -20,7 +20,7 @@ pub fn parse_address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// An address with or without the length of its network, kept as written otherwise.
-pub(super) fn interface_address(text: &str) -> Result<String, String> {
+pub(crate) fn interface_address(text: &str) -> Result<String, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_string());
     }

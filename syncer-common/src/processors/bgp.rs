@@ -1,9 +1,11 @@
-//! BGP configuration and peers, reduced to the messages that travel.
+//! BGP configuration, peers and filters, reduced to the messages that travel.
 
 use proto::model as v1;
 
 use super::findings::Findings;
-use crate::apis::bgp::{BgpConfigurationSpec, BgpPeerSpec, CidrItem, Password};
+use crate::apis::bgp::{
+    BgpConfigurationSpec, BgpFilterOperation, BgpFilterRule, BgpFilterSpec, BgpPeerSpec, CidrItem, Password,
+};
 use crate::apis::{FieldError, Resource};
 use crate::model::{Key, ResourceKey, Update, Value};
 use crate::processors::addresses::parse_net;
@@ -94,4 +96,59 @@ pub(super) fn convert_peer(
         reverse_peering: spec.reverse_peering,
     };
     Ok(Update::set(Key::Resource(key.clone()), Value::BgpPeer(peer)))
+}
+
+/// A filter counts as a whole: without one of its rules it would pass other routes.
+pub(super) fn convert_filter(key: &ResourceKey, resource: &Resource) -> Result<Update, FieldError> {
+    let spec: BgpFilterSpec = resource.typed_spec()?;
+    let convert = |field: &str, rules: &[BgpFilterRule]| -> Result<Vec<v1::BgpFilterRule>, FieldError> {
+        let rules = rules.iter().enumerate();
+        rules.map(|(index, rule)| filter_rule(rule, &format!("spec.{field}[{index}]"))).collect()
+    };
+    let [export_v4, import_v4, export_v6, import_v6] =
+        spec.lists().map(|(field, rules, _)| convert(field, rules));
+    let filter = v1::BgpFilter {
+        export_v4: export_v4?,
+        import_v4: import_v4?,
+        export_v6: export_v6?,
+        import_v6: import_v6?,
+    };
+    Ok(Update::set(Key::Resource(key.clone()), Value::BgpFilter(filter)))
+}
+
+fn filter_rule(rule: &BgpFilterRule, field: &str) -> Result<v1::BgpFilterRule, FieldError> {
+    let cidr = match rule.cidr.as_str() {
+        "" => String::new(),
+        text => {
+            parse_net(text).map_err(|reason| FieldError::new(format!("{field}.cidr"), reason))?.to_string()
+        }
+    };
+    let length = rule.prefix_length.clone().unwrap_or_default();
+    Ok(v1::BgpFilterRule {
+        action: rule.action.clone(),
+        cidr,
+        match_operator: rule.match_operator.clone(),
+        prefix_length_min: length.min,
+        prefix_length_max: length.max,
+        interface: rule.interface.clone(),
+        source: rule.source.clone(),
+        peer_type: rule.peer_type.clone(),
+        communities: rule.communities.clone().unwrap_or_default().values,
+        as_path_prefix: rule.as_path_prefix.iter().map(|number| number.0).collect(),
+        priority: rule.priority,
+        operations: rule.operations.iter().map(operation).collect(),
+    })
+}
+
+fn operation(operation: &BgpFilterOperation) -> v1::BgpFilterOperation {
+    use v1::bgp_filter_operation::Operation;
+    let BgpFilterOperation { add_community, prepend_as_path, set_priority } = operation.clone();
+    let operation = add_community
+        .map(|add| Operation::AddCommunity(add.value))
+        .or_else(|| {
+            let path = prepend_as_path?.prefix.iter().map(|number| number.0).collect();
+            Some(Operation::PrependAsPath(v1::AsPath { numbers: path }))
+        })
+        .or_else(|| Some(Operation::SetPriority(set_priority?.value?)));
+    v1::BgpFilterOperation { operation }
 }

@@ -1,6 +1,10 @@
-//! The description of the cluster: the ready flag, and what else goes into configuration.
+//! The description of the cluster: the ready flag, and what else goes into configuration. What its nodes are
+//! asked to report.
+
+use proto::model as v1;
 
 use crate::apis::bgp::ClusterInformationSpec;
+use crate::apis::operations::CalicoNodeStatusSpec;
 use crate::apis::{FieldError, Resource};
 use crate::model::{Key, ResourceKey, Update, Value};
 
@@ -50,4 +54,10 @@ pub(super) fn convert(key: &ResourceKey, resource: &Resource) -> Result<Vec<Upda
         }
     }
     Ok(updates)
+}
+
+pub(super) fn convert_node_status(key: &ResourceKey, resource: &Resource) -> Result<Update, FieldError> {
+    let CalicoNodeStatusSpec { node, classes, update_period_seconds } = resource.typed_spec()?;
+    let status = v1::CalicoNodeStatus { node, classes, update_period_seconds };
+    Ok(Update::set(Key::Resource(key.clone()), Value::CalicoNodeStatus(status)))
 }

@@ -8,6 +8,7 @@ use proto::model as v1;
 use crate::apis::FieldError;
 use crate::apis::ipam::{Block, read_affinity, read_block};
 use crate::model::{Key, Update, Value};
+use crate::validate;
 
 const HOST_AFFINITY: &str = "host:";
 
@@ -19,10 +20,16 @@ pub(super) fn convert(key: &Key, value: &[u8]) -> Result<Update, FieldError> {
                 // Marked before it is removed; nothing is allocated from it any more.
                 return Ok(Update::delete(key.clone()));
             }
+            if let Some(error) = validate::block(&block).into_iter().next() {
+                return Err(error);
+            }
             Ok(Update::set(key.clone(), Value::IpamBlock(project(cidr, &block)?)))
         }
         _ => {
             let affinity = read_affinity(value)?;
+            if let Some(error) = validate::affinity(&affinity).into_iter().next() {
+                return Err(error);
+            }
             let affinity = v1::BlockAffinity { state: affinity.state, deleted: affinity.deleted };
             Ok(Update::set(key.clone(), Value::BlockAffinity(affinity)))
         }
@@ -42,10 +49,7 @@ fn project(cidr: &IpNet, block: &Block) -> Result<v1::IpamBlock, FieldError> {
     let mut borrowed = BTreeMap::new();
     for (ordinal, allocation) in block.allocations.iter().enumerate() {
         let Some(index) = allocation else { continue };
-        let attribute = block.attributes.get(*index).ok_or_else(|| {
-            let reason = format!("refers to attribute {index} of {}", block.attributes.len());
-            FieldError::new(format!("allocations[{ordinal}]"), reason)
-        })?;
+        let Some(attribute) = block.attributes.get(*index) else { continue };
         // An address that cools down after its release has no node any more.
         let node = attribute.secondary.get("node").filter(|node| !node.is_empty());
         let (Some(node), None) = (node, &attribute.released_at) else { continue };

@@ -8,6 +8,9 @@
 //!   reason. Bad members of a plain list of addresses are left out and reported.
 //! - Pools, host endpoints and global network sets: several objects may own one key. The one with the
 //!   lexically lowest name counts; when it goes, the next is exposed.
+//! - Every object is held against `validate::stored` as well. What that finds is reported, and decides alone
+//!   about kinds whose meaning is in the whole (`ALL_OR_NOTHING`); so the reports, the metric and
+//!   `bulrushctl validate` say the same.
 //! - Values leave here reduced to what agents read, in canonical form, and valid.
 
 mod addresses;
@@ -24,16 +27,20 @@ mod node;
 mod policies;
 mod project;
 mod rules;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
 
 use crate::apis::{FieldError, Resource};
 use crate::model::{DeletionReason, Key, ResourceKey, Update, Value};
 use crate::validate;
 
-pub(crate) use addresses::mac;
+pub(crate) use addresses::{interface_address, mac};
 pub use addresses::{parse_address, parse_net};
 pub use endpoints::split_workload_name;
+pub(crate) use node::{ipv4, ipv6};
 
 use conflict::ConflictCache;
 use findings::Findings;
@@ -43,6 +50,12 @@ pub const MAX_VALUE_BYTES: usize = 4 << 20;
 
 /// The profile that allows everything. It is in no datastore, every reader makes it.
 pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";
+
+/// The type of the affinities of nodes.
+const HOST_AFFINITY: &str = "host";
+
+/// Kinds of which nothing counts when a part is wrong, whatever the part.
+const ALL_OR_NOTHING: [&str; 2] = ["BGPFilter", "CalicoNodeStatus"];
 
 /// What one change of the datastore means.
 #[derive(Debug, Default)]
@@ -71,6 +84,11 @@ pub struct Processors {
     pools: ConflictCache,
     host_endpoints: ConflictCache,
     network_sets: ConflictCache,
+    /// Take blocks and affinities from the networks that Kubernetes gave to nodes, not from IPAM.
+    use_pod_cidr: bool,
+    pod_blocks: ConflictCache,
+    /// By node, what of `pod_blocks` it gave.
+    pod_cidrs: BTreeMap<String, BTreeSet<IpNet>>,
     /// The keys that configuration objects gave, by path.
     configuration: BTreeMap<String, BTreeSet<Key>>,
 }
@@ -94,6 +112,12 @@ impl Processors {
         Processors { verbatim: true, ..Self::default() }
     }
 
+    /// Where blocks come from: the networks that Kubernetes gave to nodes (`status.podCIDRs`), or IPAM.
+    pub fn use_pod_cidr(mut self, use_pod_cidr: bool) -> Self {
+        self.use_pod_cidr = use_pod_cidr;
+        self
+    }
+
     /// What is there before anything is read: the profile that allows everything.
     pub fn initial(&self) -> Vec<Update> {
         vec![policies::default_allow()]
@@ -101,7 +125,7 @@ impl Processors {
 
     /// Forgets everything, before a full listing.
     pub fn clear(&mut self) {
-        *self = Processors { verbatim: self.verbatim, ..Self::default() };
+        *self = Processors { verbatim: self.verbatim, use_pod_cidr: self.use_pod_cidr, ..Self::default() };
     }
 
     /// An object was written.
@@ -116,11 +140,22 @@ impl Processors {
         match key {
             Key::Resource(key) if key.name.is_empty() => unknown_key(path),
             Key::Resource(key) => self.put_resource(path, key, value),
+            // Of load balancers: no agent routes by them.
+            Key::BlockAffinity(affinity) if affinity.affinity_type != HOST_AFFINITY => Converted::default(),
+            // They are the nodes' own then.
+            Key::Block { .. } | Key::BlockAffinity(_) if self.use_pod_cidr => Converted::default(),
             Key::Block { .. } | Key::BlockAffinity(_) => match ipam::convert(&key, value) {
-                Ok(update) => self.finish(path, vec![update], Findings::default()),
+                Ok(update) => self.finish(path, vec![update], Findings::default(), Vec::new()),
                 Err(error) => self.refuse(path, &key, error),
             },
-            // Handles, IPAM settings, status and keys of old releases: no agent reads them.
+            // No agent reads them; a mistake is one all the same.
+            Key::IpamHandle { .. } | Key::IpamConfig => match Resource::from_stored(path, value) {
+                Ok(resource) => {
+                    Converted { updates: Vec::new(), error: summary(path, validate::stored(&resource)) }
+                }
+                Err(error) => self.refuse(path, &key, error),
+            },
+            // Status and keys of old releases.
             _ => Converted::default(),
         }
     }
@@ -137,7 +172,7 @@ impl Processors {
     }
 
     fn put_resource(&mut self, path: &str, key: ResourceKey, value: &[u8]) -> Converted {
-        if !is_converted(&key.kind) || is_synthesised(&key) {
+        if is_synthesised(&key) {
             return Converted::default();
         }
         let resource_key = Key::Resource(key.clone());
@@ -145,20 +180,43 @@ impl Processors {
             Ok(resource) => resource,
             Err(error) => return self.refuse(path, &resource_key, error),
         };
+        let mistakes = if self.verbatim { Vec::new() } else { validate::stored(&resource) };
+        if !is_converted(&key.kind) {
+            return Converted { updates: Vec::new(), error: summary(path, mistakes) };
+        }
+        if ALL_OR_NOTHING.contains(&key.kind.as_str())
+            && let Some(error) = summarised(mistakes.clone())
+        {
+            return self.refuse(path, &resource_key, error);
+        }
         let mut findings = Findings::default();
-        let outcome = match convert(&key, &resource, &mut findings) {
+        let converted = if key.kind == "KubernetesEndpointSlice" {
+            services::convert_slice(&key, &resource, value, &mut findings)
+                .map(|update| Outcome::Entries(vec![update]))
+        } else {
+            convert(&key, &resource, &mut findings)
+        };
+        let outcome = match converted {
             Ok(outcome) => outcome,
-            Err(error) => return self.refuse(path, &resource_key, error),
+            Err(error) => return self.refuse(path, &resource_key, summarised(mistakes).unwrap_or(error)),
         };
         if !self.verbatim
             && let Some(error) = findings.take_refusal()
         {
+            let error = summarised(mistakes).unwrap_or(error);
             return self.refuse_outcome(path, &resource_key, outcome, error);
         }
         let name = key.name.as_str();
         let updates = match outcome {
             Outcome::Entries(entries) => match key.kind.as_str() {
                 "FelixConfiguration" | "ClusterInformation" => self.settle(path, entries),
+                "Node" if self.use_pod_cidr => match node::pod_cidrs(&resource, &mut findings) {
+                    Ok(cidrs) => entries
+                        .into_iter()
+                        .chain(self.settle_pod_cidrs(name, cidrs, DeletionReason::Deleted))
+                        .collect(),
+                    Err(error) => return self.refuse(path, &resource_key, error),
+                },
                 _ => entries,
             },
             Outcome::Shared(entry) => {
@@ -166,7 +224,7 @@ impl Processors {
                 if !self.verbatim
                     && let Some(error) = validate::value(&own, &value).into_iter().next()
                 {
-                    return self.refuse(path, &resource_key, error);
+                    return self.refuse(path, &resource_key, summarised(mistakes).unwrap_or(error));
                 }
                 match self.cache(&key.kind) {
                     Some(cache) => cache.put(name, own, value),
@@ -174,12 +232,25 @@ impl Processors {
                 }
             }
         };
-        self.finish(path, updates, findings)
+        self.finish(path, updates, findings, mistakes)
     }
 
-    /// The last step of every conversion: canonical form, then validation.
-    fn finish(&self, path: &str, mut updates: Vec<Update>, findings: Findings) -> Converted {
-        let mut problems = findings.into_notes();
+    /// The last step of every conversion: canonical form, then validation. `mistakes` name fields as they
+    /// were written; what the value itself shows counts where there are none.
+    fn finish(
+        &self,
+        path: &str,
+        mut updates: Vec<Update>,
+        findings: Findings,
+        mistakes: Vec<FieldError>,
+    ) -> Converted {
+        let written = !mistakes.is_empty();
+        let mut problems = mistakes;
+        for note in findings.into_notes() {
+            if !problems.iter().any(|problem| problem.field == note.field) {
+                problems.push(note);
+            }
+        }
         if !self.verbatim {
             for update in &mut updates {
                 let Ok(value) = &mut update.value else { continue };
@@ -188,7 +259,9 @@ impl Processors {
                 if errors.is_empty() {
                     project::canonical(value);
                 } else {
-                    problems.extend(errors);
+                    if !written {
+                        problems.extend(errors);
+                    }
                     update.value = Err(DeletionReason::Invalid);
                 }
             }
@@ -220,6 +293,10 @@ impl Processors {
         let gone = |key: Key| Update { key, value: Err(reason) };
         let key = match key {
             Key::Resource(key) => key,
+            Key::BlockAffinity(affinity) if affinity.affinity_type != HOST_AFFINITY => {
+                return Some(Vec::new());
+            }
+            Key::Block { .. } | Key::BlockAffinity(_) if self.use_pod_cidr => return Some(Vec::new()),
             Key::Block { .. } | Key::BlockAffinity(_) => return Some(vec![gone(key.clone())]),
             _ => return Some(Vec::new()),
         };
@@ -229,6 +306,11 @@ impl Processors {
         if let Some(cache) = self.cache(&key.kind) {
             return cache.remove(&key.name, reason);
         }
+        // What another node has, too, is that node's then.
+        let blocks = match key.kind.as_str() {
+            "Node" => self.settle_pod_cidrs(&key.name, BTreeSet::new(), reason),
+            _ => Vec::new(),
+        };
         let keys = match key.kind.as_str() {
             "FelixConfiguration" | "ClusterInformation" => {
                 self.configuration.remove(path).unwrap_or_default().into_iter().collect()
@@ -240,10 +322,37 @@ impl Processors {
             "WorkloadEndpoint" => {
                 endpoints::workload_endpoint_key(key).into_iter().map(Key::WorkloadEndpoint).collect()
             }
-            "BGPConfiguration" | "BGPPeer" => vec![Key::Resource(key.clone())],
+            "BGPConfiguration"
+            | "BGPPeer"
+            | "BGPFilter"
+            | "CalicoNodeStatus"
+            | "KubernetesService"
+            | "KubernetesEndpointSlice" => vec![Key::Resource(key.clone())],
             _ => vec![policies::key(key)],
         };
-        Some(keys.into_iter().map(gone).collect())
+        Some(keys.into_iter().map(gone).chain(blocks).collect())
+    }
+
+    /// Replaces the networks that a node gave before by those that it gives now.
+    fn settle_pod_cidrs(&mut self, node: &str, now: BTreeSet<IpNet>, reason: DeletionReason) -> Vec<Update> {
+        let before = self.pod_cidrs.remove(node).unwrap_or_default();
+        let mut updates = Vec::new();
+        // The cache knows one key by one name; each entry of each network has its own.
+        let name = |key: &Key| format!("{node} {key}");
+        for cidr in before.difference(&now) {
+            for (key, _) in node::pod_cidr_entries(node, *cidr) {
+                updates.extend(self.pod_blocks.remove(&name(&key), reason).unwrap_or_default());
+            }
+        }
+        for cidr in &now {
+            for (key, value) in node::pod_cidr_entries(node, *cidr) {
+                updates.extend(self.pod_blocks.put(&name(&key), key, value));
+            }
+        }
+        if !now.is_empty() {
+            self.pod_cidrs.insert(node.to_owned(), now);
+        }
+        updates
     }
 
     /// Replaces what a configuration object gave before by what it gives now.
@@ -291,6 +400,9 @@ fn convert(key: &ResourceKey, resource: &Resource, findings: &mut Findings) -> R
         "ClusterInformation" => Outcome::Entries(cluster::convert(key, resource)?),
         "BGPConfiguration" => Outcome::Entries(vec![bgp::convert_configuration(key, resource)?]),
         "BGPPeer" => Outcome::Entries(vec![bgp::convert_peer(key, resource, findings)?]),
+        "BGPFilter" => Outcome::Entries(vec![bgp::convert_filter(key, resource)?]),
+        "CalicoNodeStatus" => Outcome::Entries(vec![cluster::convert_node_status(key, resource)?]),
+        "KubernetesService" => Outcome::Entries(vec![services::convert_service(key, resource, findings)?]),
         other => return Err(FieldError::new("kind", format!("{other} is not converted"))),
     })
 }
@@ -318,6 +430,10 @@ fn is_converted(kind: &str) -> bool {
             | "ClusterInformation"
             | "BGPConfiguration"
             | "BGPPeer"
+            | "BGPFilter"
+            | "CalicoNodeStatus"
+            | "KubernetesService"
+            | "KubernetesEndpointSlice"
     )
 }
 
@@ -327,7 +443,7 @@ fn is_synthesised(key: &ResourceKey) -> bool {
 }
 
 fn parse_key(path: &str) -> Option<Key> {
-    Key::parse(path).or_else(|| Key::parse_block_affinity(path))
+    Key::parse_stored(path)
 }
 
 /// Old releases left all sorts of things beside the resources; only where resources belong is an unknown
@@ -344,10 +460,14 @@ fn error(path: &str, FieldError { field, reason }: FieldError) -> ConversionErro
 
 /// One report for all problems of an object.
 fn summary(path: &str, problems: Vec<FieldError>) -> Option<ConversionError> {
+    summarised(problems).map(|problem| error(path, problem))
+}
+
+fn summarised(problems: Vec<FieldError>) -> Option<FieldError> {
     let more = problems.len().saturating_sub(1);
     let mut first = problems.into_iter().next()?;
     if more > 0 {
         first.reason += &format!(" (and {more} more)");
     }
-    Some(error(path, first))
+    Some(first)
 }

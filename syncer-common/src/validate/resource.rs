@@ -4,31 +4,74 @@ use ipnet::IpNet;
 use serde_json::Value as Json;
 
 use super::rule;
-use super::value::is_peer_address;
-use crate::apis::bgp::{BgpConfigurationSpec, BgpPeerSpec, ClusterInformationSpec};
-use crate::apis::ipam::read_block;
-use crate::apis::network::{EndpointPort, HostEndpointSpec, IpPoolSpec, NodeSpec, WorkloadEndpointSpec};
+use crate::apis::bgp::ClusterInformationSpec;
+use crate::apis::ipam::{Affinity, Block, read_block};
+use crate::apis::network::{
+    EndpointPort, HostEndpointSpec, IpPoolSpec, IpReservationSpec, IpamConfigSpec, NodeSpec, NodeStatus,
+    WorkloadEndpointSpec,
+};
+use crate::apis::operations::{CalicoNodeStatusSpec, KubeControllersConfigurationSpec};
 use crate::apis::policy::{NetworkSetSpec, PolicySpec, ProfileSpec, TierSpec};
-use crate::apis::{FieldError, Resource};
-use crate::processors::{DEFAULT_ALLOW_PROFILE, parse_address, parse_net, split_workload_name};
+use crate::apis::{ApiKind, FieldError, Resource};
+use crate::processors::{
+    DEFAULT_ALLOW_PROFILE, interface_address, ipv4, ipv6, mac, parse_address, parse_net, split_workload_name,
+};
 use crate::selector::Selector;
 
+const STAGED_ACTIONS: [&str; 5] = ["", "Set", "Delete", "Learn", "Ignore"];
 const MAX_SELECTOR: usize = 1024;
+pub(super) const LOG_LEVELS: [&str; 8] = ["", "Trace", "Debug", "Info", "Warning", "Error", "Fatal", "None"];
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 /// The kernel's limit for interface names, without the terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
 
+const MAX_IP_COOLDOWN_SECONDS: u32 = 1200;
+const MAX_STATUS_PERIOD_SECONDS: u32 = 24 * 60 * 60;
+
 /// Everything that is wrong with an object; nothing when it is good.
 pub fn resource(resource: &Resource) -> Vec<FieldError> {
-    let mut errors = Errors::default();
-    if let Err(error) = resource.key_path() {
-        return vec![error];
+    match resource.key_path() {
+        Ok(_) => stored(resource),
+        Err(error) => vec![error],
     }
+}
+
+/// The same, of an object whose place is known: it may be of a kind that nobody writes here, such as
+/// Kubernetes' own, which are taken as its API server let them pass.
+pub fn stored(resource: &Resource) -> Vec<FieldError> {
+    if ApiKind::by_kind(&resource.kind).is_none() {
+        return Vec::new();
+    }
+    let mut errors = Errors::default();
     errors.names(resource);
     if let Err(error) = errors.spec(resource) {
         errors.0.push(error);
     }
+    errors.0
+}
+
+/// A block as etcd has it.
+pub(crate) fn block(block: &Block) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let Ok(cidr) = block.cidr.parse::<IpNet>() else { return errors.0 };
+    let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
+    if 1_usize.checked_shl(bits).is_some_and(|size| block.allocations.len() > size) {
+        errors.add("allocations", format!("{} are more than {cidr} has", block.allocations.len()));
+    }
+    for (ordinal, index) in block.allocations.iter().enumerate() {
+        if index.is_some_and(|index| index >= block.attributes.len()) {
+            let reason = format!("refers to none of the {} attributes", block.attributes.len());
+            errors.add(format!("allocations[{ordinal}]"), reason);
+        }
+    }
+    errors.0
+}
+
+/// An affinity as etcd has it.
+pub(crate) fn affinity(affinity: &Affinity) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    errors.one_of("state", &affinity.state, &["", "confirmed", "pending", "pendingDeletion"]);
     errors.0
 }
 
@@ -79,6 +122,14 @@ impl Errors {
         }
     }
 
+    pub fn distinct(&mut self, field: &str, items: &[String]) {
+        for (index, item) in items.iter().enumerate() {
+            if items[..index].contains(item) {
+                self.add(format!("{field}[{index}]"), format!("{item} is given twice"));
+            }
+        }
+    }
+
     pub fn nets(&mut self, field: &str, nets: &[String]) {
         for (index, net) in nets.iter().enumerate() {
             self.check(format!("{field}[{index}]"), parse_net(net));
@@ -98,6 +149,13 @@ impl Errors {
             let field = format!("spec.ports[{index}]");
             if port.name.is_empty() && names_needed {
                 self.add(format!("{field}.name"), "missing");
+            }
+            if !port.name.is_empty()
+                && ports[..index]
+                    .iter()
+                    .any(|other| other.name == port.name && other.protocol == port.protocol)
+            {
+                self.add(format!("{field}.name"), format!("{} is given twice", port.name));
             }
             if !(1..=65535).contains(&port.port) {
                 self.add(format!("{field}.port"), format!("{} is not between 1 and 65535", port.port));
@@ -146,6 +204,9 @@ impl Errors {
             }
             "Tier" => {
                 let spec: TierSpec = resource.typed_spec()?;
+                if spec.order.is_some_and(|order| !order.is_finite()) {
+                    self.add("spec.order", "not a finite number");
+                }
                 self.one_of("spec.defaultAction", &spec.default_action, &["", "Deny", "Pass"]);
             }
             "NetworkSet" | "GlobalNetworkSet" => {
@@ -155,23 +216,43 @@ impl Errors {
             "WorkloadEndpoint" => self.workload(&resource.typed_spec()?, &resource.metadata.name),
             "HostEndpoint" => self.host_endpoint(&resource.typed_spec()?),
             "IPPool" => self.pool(&resource.typed_spec()?),
-            "Node" => self.node(&resource.typed_spec()?),
+            "Node" => self.node(&resource.typed_spec()?, &resource.typed_status()?),
             "BGPPeer" => self.bgp_peer(&resource.typed_spec()?),
+            "BGPFilter" => self.bgp_filter(&resource.typed_spec()?),
             "BGPConfiguration" => self.bgp_configuration(&resource.typed_spec()?, &resource.metadata.name),
             "ClusterInformation" => {
                 let _: ClusterInformationSpec = resource.typed_spec()?;
                 self.one_of("metadata.name", &resource.metadata.name, &["default"]);
             }
-            "FelixConfiguration" => {
-                let selector = resource.spec.get("nodeSelector").and_then(Json::as_str).unwrap_or_default();
-                self.selector("spec.nodeSelector", selector);
+            "FelixConfiguration" => self.felix_configuration(resource),
+            "KubeControllersConfiguration" => self.controllers(&resource.typed_spec()?),
+            "CalicoNodeStatus" => self.node_status(&resource.typed_spec()?),
+            "StagedKubernetesNetworkPolicy" => {
+                let action = resource.spec.get("stagedAction").and_then(Json::as_str).unwrap_or_default();
+                self.one_of("spec.stagedAction", action, &STAGED_ACTIONS);
+            }
+            "IPReservation" => {
+                let spec: IpReservationSpec = resource.typed_spec()?;
+                self.nets("spec.reservedCIDRs", &spec.reserved_cidrs);
+                self.distinct("spec.reservedCIDRs", &spec.reserved_cidrs);
             }
             "IPAMBlock" => self.block(&resource.to_stored()),
+            "IPAMConfig" => self.ipam_config(&resource.typed_spec()?),
             "BlockAffinity" => {
                 let member = |field| resource.spec.get(field).and_then(Json::as_str).unwrap_or_default();
-                let states = ["", "confirmed", "pending", "pendingDeletion"];
-                self.one_of("spec.state", member("state"), &states);
+                let state = Affinity { state: member("state").to_owned(), ..Affinity::default() };
+                self.within("spec", affinity(&state));
                 self.one_of("spec.type", member("type"), &["", "host", "virtual"]);
+            }
+            "IPAMHandle" => {
+                let blocks = resource.spec.get("block").and_then(Json::as_object);
+                for (cidr, count) in blocks.into_iter().flatten() {
+                    let field = format!("spec.block[{cidr}]");
+                    self.check(field.clone(), parse_net(cidr));
+                    if count.as_u64().is_none() {
+                        self.add(field, format!("{count} is not a number of addresses"));
+                    }
+                }
             }
             _ => {}
         }
@@ -222,8 +303,7 @@ impl Errors {
             self.add("spec.egress", "a preDNAT policy cannot have egress rules");
         }
         if resource.kind.starts_with("Staged") {
-            let actions = ["", "Set", "Delete", "Learn", "Ignore"];
-            self.one_of("spec.stagedAction", &spec.staged_action, &actions);
+            self.one_of("spec.stagedAction", &spec.staged_action, &STAGED_ACTIONS);
         }
         for (index, hint) in spec.performance_hints.iter().enumerate() {
             self.one_of(format!("spec.performanceHints[{index}]"), hint, &["AssumeNeededOnEveryNode"]);
@@ -283,9 +363,10 @@ impl Errors {
             }
         }
         self.nets("spec.allowSpoofedSourcePrefixes", &spec.allow_spoofed_source_prefixes);
-        if !spec.mac.is_empty() && !is_mac(&spec.mac) {
-            self.add("spec.mac", format!("{:?} is not a MAC address", spec.mac));
+        if !spec.mac.is_empty() {
+            self.check("spec.mac", mac(&spec.mac));
         }
+        self.distinct("spec.profiles", &spec.profiles);
         self.ports(&spec.ports, false);
     }
 
@@ -300,6 +381,8 @@ impl Errors {
         for (index, address) in spec.expected_ips.iter().enumerate() {
             self.check(format!("spec.expectedIPs[{index}]"), parse_address(address));
         }
+        self.distinct("spec.expectedIPs", &spec.expected_ips);
+        self.distinct("spec.profiles", &spec.profiles);
         self.ports(&spec.ports, true);
     }
 
@@ -316,6 +399,13 @@ impl Errors {
         for (index, allowed) in spec.allowed_uses.iter().enumerate() {
             let uses = ["Workload", "Tunnel", "LoadBalancer"];
             self.one_of(format!("spec.allowedUses[{index}]"), allowed, &uses);
+        }
+        self.distinct("spec.allowedUses", &spec.allowed_uses);
+        if spec.allowed_uses.len() > 1 && spec.allowed_uses.iter().any(|allowed| allowed == "LoadBalancer") {
+            self.add(
+                "spec.allowedUses",
+                "LoadBalancer cannot be combined with other uses: create a pool for it",
+            );
         }
         self.one_of("spec.assignmentMode", &spec.assignment_mode, &["", "Automatic", "Manual"]);
         let Ok(cidr) = spec.cidr.parse::<IpNet>() else {
@@ -346,11 +436,7 @@ impl Errors {
         }
     }
 
-    fn node(&mut self, spec: &NodeSpec) {
-        let interface = |text: &str| {
-            let good = parse_address(text).is_ok() || text.parse::<IpNet>().is_ok();
-            if good { Ok(()) } else { Err(format!("{text:?} is neither an address nor an address/length")) }
-        };
+    fn node(&mut self, spec: &NodeSpec, status: &NodeStatus) {
         if let Some(bgp) = &spec.bgp {
             if bgp.ipv4_address.is_empty() && bgp.ipv6_address.is_empty() {
                 self.add("spec.bgp.ipv4Address", "give ipv4Address or ipv6Address");
@@ -363,8 +449,8 @@ impl Errors {
                 if text.is_empty() {
                     continue;
                 }
-                self.check(field, interface(text));
-                if interface(text).is_ok() && text.contains(':') != v6 {
+                self.check(field, interface_address(text));
+                if interface_address(text).is_ok() && text.contains(':') != v6 {
                     self.add(field, format!("{text} is of the other family"));
                 }
             }
@@ -373,120 +459,85 @@ impl Errors {
                 let field = "spec.bgp.routeReflectorClusterID";
                 self.add(field, format!("{cluster:?} is not written like an IPv4 address"));
             }
-            if !bgp.ipv4_ipip_tunnel_addr.is_empty() {
-                self.check("spec.bgp.ipv4IPIPTunnelAddr", parse_address(&bgp.ipv4_ipip_tunnel_addr));
-            }
+            self.given("spec.bgp.ipv4IPIPTunnelAddr", &bgp.ipv4_ipip_tunnel_addr, ipv4);
         }
-        for (field, text) in [
-            ("spec.ipv4VXLANTunnelAddr", &spec.ipv4_vxlan_tunnel_addr),
-            ("spec.ipv6VXLANTunnelAddr", &spec.ipv6_vxlan_tunnel_addr),
-        ] {
-            if !text.is_empty() {
-                self.check(field, parse_address(text));
-            }
-        }
-        for (field, text) in [
-            ("spec.vxlanTunnelMACAddr", &spec.vxlan_tunnel_mac_addr),
-            ("spec.vxlanTunnelMACAddrV6", &spec.vxlan_tunnel_mac_addr_v6),
-        ] {
-            if !text.is_empty() && !is_mac(text) {
-                self.add(field, format!("{text:?} is not a MAC address"));
-            }
-        }
+        let wireguard = spec.wireguard.clone().unwrap_or_default();
+        self.given("spec.ipv4VXLANTunnelAddr", &spec.ipv4_vxlan_tunnel_addr, ipv4);
+        self.given("spec.ipv6VXLANTunnelAddr", &spec.ipv6_vxlan_tunnel_addr, ipv6);
+        self.given("spec.vxlanTunnelMACAddr", &spec.vxlan_tunnel_mac_addr, mac);
+        self.given("spec.vxlanTunnelMACAddrV6", &spec.vxlan_tunnel_mac_addr_v6, mac);
+        self.given("spec.wireguard.interfaceIPv4Address", &wireguard.interface_ipv4_address, ipv4);
+        self.given("spec.wireguard.interfaceIPv6Address", &wireguard.interface_ipv6_address, ipv6);
         for (index, address) in spec.addresses.iter().enumerate() {
-            self.check(format!("spec.addresses[{index}].address"), interface(&address.address));
+            self.check(format!("spec.addresses[{index}].address"), interface_address(&address.address));
+            let types = ["", "CalicoNodeIP", "InternalIP", "ExternalIP"];
+            self.one_of(format!("spec.addresses[{index}].type"), &address.r#type, &types);
+        }
+        self.nets("status.podCIDRs", &status.pod_cidrs);
+    }
+
+    /// What is not given needs no check.
+    fn given(&mut self, field: &str, text: &str, parse: fn(&str) -> Result<String, String>) {
+        if !text.is_empty() {
+            self.check(field, parse(text));
         }
     }
 
-    fn bgp_peer(&mut self, spec: &BgpPeerSpec) {
-        if !spec.node.is_empty() && !spec.node_selector.is_empty() {
-            self.add("spec.nodeSelector", "node is given too: give one of the two");
+    fn node_status(&mut self, spec: &CalicoNodeStatusSpec) {
+        if spec.node.is_empty() {
+            self.add("spec.node", "missing: name the node that is to report");
         }
-        let targets = [&spec.peer_ip, &spec.peer_selector, &spec.local_workload_selector];
-        if targets.iter().filter(|target| !target.is_empty()).count() != 1 {
-            self.add("spec.peerIP", "give one of peerIP, peerSelector and localWorkloadSelector");
+        for (index, class) in spec.classes.iter().enumerate() {
+            self.one_of(format!("spec.classes[{index}]"), class, &["Agent", "BGP", "Routes"]);
         }
-        if !spec.peer_ip.is_empty() && !is_peer_address(&spec.peer_ip) {
-            self.add("spec.peerIP", format!("{:?} is neither an address nor address:port", spec.peer_ip));
-        }
-        if !spec.peer_selector.is_empty() && spec.as_number.is_some() {
-            self.add("spec.asNumber", "peerSelector takes the AS numbers of the nodes it selects");
-        }
-        self.selector("spec.nodeSelector", &spec.node_selector);
-        self.selector("spec.peerSelector", &spec.peer_selector);
-        self.selector("spec.localWorkloadSelector", &spec.local_workload_selector);
-        self.one_of("spec.sourceAddress", &spec.source_address, &["", "UseNodeIP", "None"]);
-        self.one_of("spec.nextHopMode", &spec.next_hop_mode, &["", "Auto", "Self", "Keep"]);
-        self.one_of("spec.reversePeering", &spec.reverse_peering, &["", "Auto", "Manual"]);
-        if !spec.reachable_by.is_empty() {
-            self.check("spec.reachableBy", parse_address(&spec.reachable_by));
+        self.distinct("spec.classes", &spec.classes);
+        if let Some(period) = spec.update_period_seconds.filter(|period| *period > MAX_STATUS_PERIOD_SECONDS)
+        {
+            let reason = format!("{period} is more than a day ({MAX_STATUS_PERIOD_SECONDS})");
+            self.add("spec.updatePeriodSeconds", reason);
         }
     }
 
-    fn bgp_configuration(&mut self, spec: &BgpConfigurationSpec, name: &str) {
-        if name != "default" {
-            if !name.starts_with("node.") {
-                self.add("metadata.name", format!("{name:?} is neither default nor node.<name>"));
-            }
-            for (field, given) in [
-                ("spec.nodeToNodeMeshEnabled", spec.node_to_node_mesh_enabled.is_some()),
-                ("spec.asNumber", spec.as_number.is_some()),
-            ] {
-                if given {
-                    self.add(field, "only the object named default can have this");
-                }
-            }
+    fn controllers(&mut self, spec: &KubeControllersConfigurationSpec) {
+        self.one_of("spec.logSeverityScreen", &spec.log_severity_screen, &LOG_LEVELS);
+        self.one_of("spec.healthChecks", &spec.health_checks, &["", "Enabled", "Disabled"]);
+        let mut periods = vec![("spec.etcdV3CompactionPeriod".to_owned(), spec.etcd_v3_compaction_period)];
+        for (name, controller) in &spec.controllers {
+            let field = format!("spec.controllers.{name}");
+            periods.push((format!("{field}.reconcilerPeriod"), controller.reconciler_period));
+            periods.push((format!("{field}.leakGracePeriod"), controller.leak_grace_period));
         }
-        let levels = ["", "Trace", "Debug", "Info", "Warning", "Error", "Fatal", "None"];
-        self.one_of("spec.logSeverityScreen", &spec.log_severity_screen, &levels);
-        for (field, items) in [
-            ("serviceClusterIPs", &spec.service_cluster_ips),
-            ("serviceExternalIPs", &spec.service_external_ips),
-            ("serviceLoadBalancerIPs", &spec.service_load_balancer_ips),
-        ] {
-            for (index, item) in items.iter().enumerate() {
-                self.check(format!("spec.{field}[{index}].cidr"), parse_net(&item.cidr));
+        for (field, period) in periods {
+            if period.is_some_and(|period| period.negative) {
+                self.add(field, "negative");
             }
         }
-        for (index, prefix) in spec.prefix_advertisements.iter().enumerate() {
-            self.check(format!("spec.prefixAdvertisements[{index}].cidr"), parse_net(&prefix.cidr));
+    }
+
+    fn ipam_config(&mut self, spec: &IpamConfigSpec) {
+        if !spec.strict_affinity && spec.auto_allocate_blocks == Some(false) {
+            let reason =
+                "without it, and without strictAffinity, no address could be given out: set one of the two";
+            self.add("spec.autoAllocateBlocks", reason);
         }
-        for (index, community) in spec.communities.iter().enumerate() {
-            let field = format!("spec.communities[{index}].value");
-            let parts: Vec<Option<u32>> = community.value.split(':').map(|part| part.parse().ok()).collect();
-            let fits = |max: u32| parts.iter().all(|part| part.is_some_and(|part| part <= max));
-            if !(parts.len() == 2 && fits(65535) || parts.len() == 3 && fits(u32::MAX)) {
-                self.add(field, format!("{:?} is not aa:nn or aa:nn:mm", community.value));
-            }
-        }
-        if spec.listen_port == Some(0) {
-            self.add("spec.listenPort", "0 is not a port to listen on");
+        if spec.ip_cooldown_seconds > MAX_IP_COOLDOWN_SECONDS {
+            let reason = format!("{} is not in 0 to {MAX_IP_COOLDOWN_SECONDS}", spec.ip_cooldown_seconds);
+            self.add("spec.ipCooldownSeconds", reason);
         }
     }
 
     fn block(&mut self, stored: &[u8]) {
-        let block = match read_block(stored) {
-            Ok(block) => block,
-            Err(error) => return self.add(format!("spec.{}", error.field), error.reason),
-        };
-        let Ok(cidr) = block.cidr.parse::<IpNet>() else { return };
-        let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
-        if 1_usize.checked_shl(bits).is_some_and(|size| block.allocations.len() > size) {
-            self.add("spec.allocations", format!("{} are more than {cidr} has", block.allocations.len()));
-        }
-        for (ordinal, index) in block.allocations.iter().enumerate() {
-            if index.is_some_and(|index| index >= block.attributes.len()) {
-                let reason = format!("refers to none of the {} attributes", block.attributes.len());
-                self.add(format!("spec.allocations[{ordinal}]"), reason);
-            }
+        match read_block(stored) {
+            Ok(stored) => self.within("spec", block(&stored)),
+            Err(error) => self.within("spec", vec![error]),
         }
     }
-}
 
-fn is_mac(text: &str) -> bool {
-    let bytes: Vec<&str> = text.split([':', '-']).collect();
-    bytes.len() == 6
-        && bytes.iter().all(|byte| byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    fn within(&mut self, parent: &str, errors: Vec<FieldError>) {
+        for FieldError { field, reason } in errors {
+            self.add(format!("{parent}.{field}"), reason);
+        }
+    }
 }
 
 fn is_label(text: &str) -> bool {

@@ -62,6 +62,20 @@ pub fn value(key: &Key, value: &Value) -> Vec<FieldError> {
             errors.selector("nodeSelector", &configuration.node_selector);
         }
         Value::NetworkSet(set) => errors.nets("nets", &set.nets),
+        Value::BgpFilter(filter) => errors.bgp_filter(filter),
+        Value::Service(service) => {
+            let types = ["", "ClusterIP", "NodePort", "LoadBalancer", "ExternalName"];
+            errors.one_of("type", &service.r#type, &types);
+            let policies = ["", "Cluster", "Local"];
+            errors.one_of("externalTrafficPolicy", &service.external_traffic_policy, &policies);
+            errors.one_of("internalTrafficPolicy", &service.internal_traffic_policy, &policies);
+        }
+        Value::EndpointSlice(slice) => {
+            for (index, port) in slice.ports.iter().enumerate() {
+                errors.protocol(&format!("ports[{index}].protocol"), port.protocol.as_ref());
+            }
+        }
+        Value::CalicoNodeStatus(status) if status.node.is_empty() => errors.add("node", "missing"),
         _ => {}
     }
     if let Key::HostConfig { host, .. } = key
@@ -186,6 +200,28 @@ impl Errors {
             };
             if !good {
                 self.add(&format!("{field}[{index}]"), "not a port, a range or a name");
+            }
+        }
+    }
+
+    /// A rule that does nothing, or of which nobody knows what it does.
+    fn bgp_filter(&mut self, filter: &v1::BgpFilter) {
+        let lists = [
+            ("exportV4", &filter.export_v4),
+            ("importV4", &filter.import_v4),
+            ("exportV6", &filter.export_v6),
+            ("importV6", &filter.import_v6),
+        ];
+        for (list, rules) in lists {
+            for (index, rule) in rules.iter().enumerate() {
+                let field = format!("{list}[{index}]");
+                self.one_of(&format!("{field}.action"), &rule.action, &["Accept", "Reject"]);
+                if rule.cidr.is_empty() != rule.match_operator.is_empty() {
+                    self.add(&format!("{field}.cidr"), "cidr and matchOperator go together");
+                }
+                if rule.operations.iter().any(|operation| operation.operation.is_none()) {
+                    self.add(&format!("{field}.operations"), "an operation that does nothing");
+                }
             }
         }
     }

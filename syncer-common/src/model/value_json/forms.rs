@@ -108,6 +108,24 @@ pub(super) struct Policy {
     staged_action: Option<String>,
 }
 
+impl Policy {
+    /// As today's software writes it: the tier in the value, single networks among the others.
+    pub(super) fn upgrade(&mut self, tier: &str) {
+        tier.clone_into(&mut self.tier);
+        for rule in self.inbound_rules.iter_mut().chain(&mut self.outbound_rules) {
+            let sides = &mut rule.sides;
+            for (one, many) in [
+                (&mut sides.src_net, &mut sides.src_nets),
+                (&mut sides.dst_net, &mut sides.dst_nets),
+                (&mut sides.not_src_net, &mut sides.not_src_nets),
+                (&mut sides.not_dst_net, &mut sides.not_dst_nets),
+            ] {
+                many.extend(one.take());
+            }
+        }
+    }
+}
+
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Tier {

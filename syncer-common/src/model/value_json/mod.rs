@@ -51,6 +51,21 @@ pub fn canonical_value(key: &Key, raw: &[u8]) -> Option<String> {
     }
 }
 
+/// An entry as an old Typha sent it (policies by tier and name, before 3.32), in today's form: its key and its
+/// canonical value. The tier in the path is the policy's, whatever the value says. Other entries keep their key.
+pub fn upgraded_entry(path: &str, raw: &[u8]) -> Option<(Key, String)> {
+    let key = Key::parse(path)?;
+    let value = match key.legacy_tier() {
+        None => canonical_value(&key, raw)?,
+        Some(tier) => {
+            let mut policy: forms::Policy = serde_json::from_slice(raw).ok()?;
+            policy.upgrade(tier);
+            serde_json::to_string(&policy).ok()?
+        }
+    };
+    Some((key.upgrade(), value))
+}
+
 fn rewrite<T: Serialize + DeserializeOwned>(raw: &[u8]) -> Option<String> {
     let value: T = serde_json::from_slice(raw).ok()?;
     serde_json::to_string(&value).ok()
@@ -96,5 +111,34 @@ mod tests {
         let affinity = Key::parse("/calico/ipam/v2/host/n/ipv4/block/10.0.0.0-26").unwrap();
         assert_eq!(canonical_value(&affinity, b"").unwrap(), r#"{"state":"","deleted":false}"#);
         assert_eq!(policy(""), None);
+    }
+
+    #[test]
+    fn policies_of_an_old_typha_get_their_tier_from_the_path() {
+        let rule =
+            r#"{"action":"deny","src_net":"10.0.0.0/8","src_nets":["192.0.2.1"],"!dst_net":"fd00::/8"}"#;
+        for (path, now) in [
+            ("security/policy/shop%2fknp.default.web", "KubernetesNetworkPolicy/shop/web"),
+            ("security/policy/shop%2fstaged:knp.default.web", "StagedKubernetesNetworkPolicy/shop/web"),
+            ("security/policy/shop%2fstaged:web", "StagedNetworkPolicy/shop/web"),
+            ("security/policy/shop%2fsecurity.web", "NetworkPolicy/shop/security.web"),
+            ("security/policy/staged:web", "StagedGlobalNetworkPolicy//web"),
+            ("security/policy/kcnp.web", "KubernetesClusterNetworkPolicy//web"),
+            ("security/policy/security.web", "GlobalNetworkPolicy//security.web"),
+        ] {
+            let raw = format!(r#"{{"tier":"default","selector":"a == 'b'","inbound_rules":[{rule}]}}"#);
+            let (key, value) =
+                upgraded_entry(&format!("/calico/v1/policy/tier/{path}"), raw.as_bytes()).unwrap();
+            assert_eq!(key.path().unwrap(), format!("/calico/v1/policy/{now}"));
+            let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+            assert_eq!((&value["tier"], &value["selector"]), (&"security".into(), &"a == 'b'".into()));
+            let rule = &value["inbound_rules"][0];
+            assert_eq!(rule["src_nets"], serde_json::json!(["192.0.2.1/32", "10.0.0.0/8"]));
+            assert_eq!(rule["!dst_nets"], serde_json::json!(["fd00::/8"]));
+            assert!(rule.get("src_net").is_none());
+        }
+        assert_eq!(upgraded_entry("/calico/v1/policy/tier/t/policy/p", b"{"), None);
+        let (key, value) = upgraded_entry("/calico/v1/policy/tier/t/metadata", b"{\"order\":1}").unwrap();
+        assert_eq!((key, value.as_str()), (Key::Tier { name: "t".into() }, "{\"order\":1}"));
     }
 }
