@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Event, Head, Listing, Revision, Source};
+use crate::backend::{Error, Event, Head, Listing, Revision, Source};
 
 mod backoff;
 mod machine;
@@ -102,6 +102,7 @@ async fn prove(
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut proven = Instant::now();
+    let mut refused = 0;
     let mut turn = (0..sources.len()).cycle();
     loop {
         // Many agents that come at once wish for the same.
@@ -117,10 +118,18 @@ async fn prove(
             match sources[index].head().await {
                 Ok(head) => {
                     proven = Instant::now();
+                    refused = 0;
                     health.send_replace(Health::Proven);
                     if out.send((index, SyncEvent::Proof(head))).await.is_err() {
                         return;
                     }
+                }
+                // It is there, and refuses: one kind of many may not be listed by this account, and the watches
+                // of the others are not to suffer. When all are refused, that is another matter.
+                Err(error @ Error::Invalid { .. }) if refused + 1 < sources.len() => {
+                    refused += 1;
+                    proven = Instant::now();
+                    tracing::debug!(%error, source = sources[index].name(), "the datastore refuses a read");
                 }
                 Err(error) if proven.elapsed() >= PROOF_PATIENCE => {
                     health.send_replace(Health::Lost(error.to_string()));

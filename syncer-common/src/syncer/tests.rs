@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::backend::{Error, Result, Watch, WatchItem};
+use crate::backend::{Result, Watch, WatchItem};
 
 /// Answers from a script; when it has run out, head and history go on answering and the rest hangs.
 #[derive(Default)]
@@ -21,6 +21,7 @@ struct Scripted {
 struct Script {
     head: Revision,
     head_fails: bool,
+    head_refused: bool,
     history: String,
     lists: VecDeque<Result<Revision>>,
     watches: VecDeque<Result<Vec<Result<WatchItem>>>>,
@@ -58,6 +59,9 @@ impl Source for Scripted {
         let script = self.script.lock().unwrap();
         if script.head_fails {
             return Err(unavailable());
+        }
+        if script.head_refused {
+            return Err(Error::Invalid { what: "test".into(), reason: "forbidden".into() });
         }
         Ok(Head { revision: script.head, started: std::time::Instant::now() })
     }
@@ -220,6 +224,42 @@ async fn silent_watch_is_left_when_reads_fail_too() {
     assert_eq!(store.asked().last().unwrap(), "watch:10");
     cancel.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_reads_of_some_sources_cost_the_others_no_watch() {
+    let stores: Vec<_> =
+        (0..6).map(|_| Scripted::new(10).with(|script| script.lists.push_back(Ok(10)))).collect();
+    let (out, mut events) = mpsc::channel(64);
+    let cancel = CancellationToken::new();
+    let sources = stores.iter().map(|store| store.clone() as Arc<dyn Source>).collect();
+    let running = tokio::spawn(run(sources, out, mpsc::channel(1).1, cancel.clone()));
+    let timer = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for store in &stores[1..] {
+            store.with(|script| script.head_refused = true);
+        }
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        stores[0].with(|script| script.head_refused = true);
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        cancel.cancel();
+    };
+    let collect = async {
+        let mut lost = Vec::new();
+        while let Some((index, event)) = events.recv().await {
+            if matches!(event, SyncEvent::Disconnected { .. }) {
+                lost.push((index, tokio::time::Instant::now()));
+            }
+        }
+        lost
+    };
+    let began = tokio::time::Instant::now();
+    let ((), lost) = tokio::join!(timer, collect);
+    running.await.unwrap();
+    let mut sources: Vec<usize> = lost.iter().map(|(index, _)| *index).collect();
+    sources.sort_unstable();
+    assert_eq!(sources, [0, 1, 2, 3, 4, 5], "each once, when all were refused");
+    assert!(lost.iter().all(|(_, at)| at.duration_since(began) > Duration::from_secs(121)));
 }
 
 #[tokio::test(start_paused = true)]
