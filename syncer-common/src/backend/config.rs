@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::directory::DirectoryStore;
 use super::etcd::EtcdStore;
+use super::kubernetes::KubernetesStore;
 use super::{Datastore, Error, Result};
 use crate::kubernetes::ApiGroup;
 
@@ -138,10 +139,7 @@ pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Datastore>> {
     match config {
         StoreConfig::Etcd(etcd) => Ok(Arc::new(EtcdStore::new(etcd.clone())?)),
         StoreConfig::Directory { path } => Ok(Arc::new(DirectoryStore::open(path.clone()).await?)),
-        StoreConfig::Kubernetes(_) => Err(Error::Invalid {
-            what: "datastore kubernetes".into(),
-            reason: "is not available yet: use etcdv3 or directory".into(),
-        }),
+        StoreConfig::Kubernetes(kubernetes) => Ok(Arc::new(KubernetesStore::open(kubernetes.clone()).await?)),
     }
 }
 

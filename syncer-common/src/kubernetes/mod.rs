@@ -135,7 +135,7 @@ pub fn read(resource: &ApiResource, options: &Options, object: &[u8]) -> Result<
         Form::ServiceAccount => profile::read_service_account(object),
         Form::NetworkPolicy => network_policy::read(object),
         Form::ClusterNetworkPolicy => cluster_network_policy::read(object),
-        Form::Raw(kind) => raw::read(kind, object),
+        Form::Raw(kind) => raw::read(kind, resource, object),
         Form::Custom(kind) => custom::read(kind, options.group, object),
         Form::Ipam(kind) => ipam::read(kind, object),
     }
