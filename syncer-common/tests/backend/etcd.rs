@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Txn, TxnOp};
 use syncer_common::backend::config::{EtcdConfig, StoreConfig, open};
-use syncer_common::backend::{Datastore, Error, Event, Finding, WatchItem};
+use syncer_common::backend::{Datastore, Error, Event, Finding, Source, WatchItem};
 use syncer_common::syncer::{self, SyncEvent};
 use syncer_common::testing::etcd::{EtcdServer, TlsFiles, free_port};
 use tokio::sync::mpsc;
@@ -202,9 +202,13 @@ pub struct Followed {
 
 impl Followed {
     pub fn start(store: Arc<dyn Datastore>) -> Self {
+        Self::of(store.sources())
+    }
+
+    pub fn of(sources: Vec<Arc<dyn Source>>) -> Self {
         let (out, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(syncer::run(store.sources(), out, mpsc::channel(1).1, cancel.clone()));
+        let task = tokio::spawn(syncer::run(sources, out, mpsc::channel(1).1, cancel.clone()));
         Self {
             state: State::default(),
             history: String::new(),

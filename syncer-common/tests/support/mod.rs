@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,14 @@ use syncer_common::backend::{
     Datastore, Error, Event, Head, KeyValue, Listing, Result, Revision, Source, Watch, WatchItem,
 };
 use syncer_common::testing::etcd::EtcdServer;
+use syncer_common::testing::kubernetes::KubeServer;
+use tokio::sync::Mutex;
 
 /// Long enough for a loaded machine; nothing waits for it unless it fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What the one source of a datastore says, asked of the datastore.
+/// What the one source of a datastore says, asked of the datastore. Kubernetes has many: the one of the kind that
+/// the tests write.
 pub trait OneSource {
     fn source(&self) -> Arc<dyn Source>;
     fn head(&self) -> impl Future<Output = Result<Head>> + Send {
@@ -40,7 +44,11 @@ pub trait OneSource {
 
 impl OneSource for Arc<dyn Datastore> {
     fn source(&self) -> Arc<dyn Source> {
-        let [source] = <[_; 1]>::try_from(self.clone().sources()).ok().expect("one source");
+        let mut sources = self.clone().sources();
+        if sources.len() > 1 {
+            sources.retain(|source| source.name() == "kubernetes/globalnetworksets");
+        }
+        let [source] = <[_; 1]>::try_from(sources).ok().expect("one source");
         source
     }
 }
@@ -50,6 +58,10 @@ pub struct Subject {
     pub name: &'static str,
     pub store: Arc<dyn Datastore>,
     pub second: Arc<dyn Datastore>,
+    /// Others write to it too, where no test looks: revisions move on without us.
+    pub is_shared: bool,
+    /// It says at which revision an object was created.
+    pub knows_creation: bool,
     config: StoreConfig,
     _keep: Box<dyn Any + Send>,
 }
@@ -58,6 +70,19 @@ impl Subject {
     /// A client of a process that has just started.
     pub async fn fresh(&self) -> Arc<dyn Datastore> {
         open(&self.config).await.unwrap()
+    }
+
+    /// What an object that was created at `revision` says of it.
+    pub fn created(&self, revision: Revision) -> Revision {
+        if self.knows_creation { revision } else { 0 }
+    }
+
+    /// Both are the same state, `later` perhaps at a later revision.
+    pub fn assert_same(&self, later: &State, state: &State, when: &str) {
+        assert_eq!(later.items, state.items, "{}{when}", self.name);
+        let same =
+            if self.is_shared { later.revision >= state.revision } else { later.revision == state.revision };
+        assert!(same, "{}{when}: {} and {}", self.name, later.revision, state.revision);
     }
 }
 
@@ -76,12 +101,29 @@ pub async fn subjects() -> Vec<Subject> {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig::directory(dir.path());
     subjects.push(subject("directory", config, Box::new(dir)).await);
+    subjects.extend(kubernetes().await);
     subjects
 }
 
 async fn subject(name: &'static str, config: StoreConfig, keep: Box<dyn Any + Send>) -> Subject {
     let (store, second) = (open(&config).await.unwrap(), open(&config).await.unwrap());
-    Subject { name, store, second, config, _keep: keep }
+    let (is_shared, knows_creation) = (false, true);
+    Subject { name, store, second, is_shared, knows_creation, config, _keep: keep }
+}
+
+/// The tests of all datastores take turns with one API server: each begins without objects.
+async fn kubernetes() -> Option<Subject> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    let turn = TURN.lock().await;
+    let server = KubeServer::shared().await?;
+    let crd = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds/v1/globalnetworksets.yaml");
+    server.apply(&std::fs::read_to_string(crd).unwrap()).await;
+    let config = server.config();
+    let subject = subject("kubernetes", config, Box::new((turn, server))).await;
+    for item in subject.store.get_prefix(&key("")).await.unwrap() {
+        subject.store.delete(&item.key, None).await.unwrap();
+    }
+    Some(Subject { is_shared: true, knows_creation: false, ..subject })
 }
 
 pub fn key(name: &str) -> String {
