@@ -244,6 +244,28 @@ fn cluster_network_policy_becomes_a_policy_and_a_named_port_one_of_every_protoco
 }
 
 #[test]
+fn service_and_its_slices_travel() {
+    let service = json!({
+        "metadata": { "name": "web", "namespace": "prod", "uid": UID },
+        "spec": { "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "type": "ClusterIP",
+            "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": "http" }] },
+    });
+    let path = "/calico/resources/v3/projectcalico.org/kubernetesservice/prod/web";
+    let updates = updates("Service", &service);
+    let Value::Service(service) = live(&updates, path) else { panic!("{updates:?}") };
+    assert_eq!(service.cluster_ips, ["10.96.0.1"]);
+    let slice = json!({
+        "metadata": { "name": "web-1", "namespace": "prod", "labels": { "kubernetes.io/service-name": "web" } },
+        "addressType": "IPv4", "ports": [{ "name": "http", "protocol": "TCP", "port": 8080 }],
+        "endpoints": [{ "addresses": ["10.244.1.5"], "conditions": { "ready": true }, "nodeName": "node-1" }],
+    });
+    let path = "/calico/resources/v3/projectcalico.org/kubernetesendpointslices/prod/web-1";
+    let updates = self::updates("EndpointSlice", &slice);
+    let Value::EndpointSlice(slice) = live(&updates, path) else { panic!("{updates:?}") };
+    assert_eq!(slice.endpoints[0].addresses, ["10.244.1.5"]);
+}
+
+#[test]
 fn staged_kubernetes_policy_carries_its_rules() {
     let value = json!({ "metadata": {}, "spec": {
         "stagedAction": "Set", "podSelector": {},
