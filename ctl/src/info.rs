@@ -104,6 +104,13 @@ fn describe(config: &StoreConfig) -> String {
     }
 }
 
+/// The same in one line, for errors.
+pub fn place(config: &StoreConfig) -> String {
+    let lines = describe(config);
+    let words = lines.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    words.collect::<Vec<_>>().join(", ")
+}
+
 /// `http://user:password@host` is written here and there.
 fn without_user(endpoint: &str) -> String {
     match endpoint.split_once("://") {

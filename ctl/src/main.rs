@@ -25,11 +25,11 @@ mod write;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Parser as _;
 use cli::{Cli, Command, DatastoreCommand, Ipam, IpamShow};
-use syncer_common::backend::Datastore;
 use syncer_common::backend::config::{StoreConfig, open};
+use syncer_common::backend::{self, Datastore};
 
 /// What a command has to say.
 #[derive(Debug)]
@@ -106,7 +106,16 @@ async fn run(cli: Cli) -> Result<Report> {
     if let Command::Datastore(DatastoreCommand::Info) = command {
         return info::datastore(&config, store).await;
     }
-    on(store.as_ref(), kubernetes, command).await
+    on(store.as_ref(), kubernetes, command).await.map_err(|error| {
+        let unreachable = error.chain().any(|cause| {
+            let cause = cause.downcast_ref::<backend::Error>();
+            matches!(cause, Some(backend::Error::Unavailable { .. }))
+        });
+        match unreachable {
+            true => anyhow!("{error:#}\n{}; `bulrushctl datastore info` tells more", info::place(&config)),
+            false => error,
+        }
+    })
 }
 
 /// The commands that read or write objects.

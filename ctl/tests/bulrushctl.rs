@@ -2,15 +2,26 @@
 
 mod support;
 
+use std::path::Path;
+
 use support::{Ctl, Ended, kinds};
 use syncer_common::testing::etcd::{EtcdServer, free_port};
 
 const POOL: &str =
     "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: main}\nspec: {cidr: 10.65.0.0/16}\n";
 
+fn directory(path: &Path) -> Ctl {
+    let path = path.to_str().expect("a path in UTF-8");
+    Ctl::new(&[("DATASTORE_TYPE", "directory"), ("BULRUSH_DIRECTORY", path)])
+}
+
+fn etcd_at(endpoint: &str) -> Ctl {
+    Ctl::new(&[("DATASTORE_TYPE", "etcdv3"), ("ETCD_ENDPOINTS", endpoint)])
+}
+
 fn folder() -> (tempfile::TempDir, Ctl) {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let ctl = Ctl::directory(dir.path());
+    let ctl = directory(dir.path());
     (dir, ctl)
 }
 
@@ -23,7 +34,7 @@ fn every_kind_lives_in_a_folder() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_lives_in_etcd() {
     let Some(etcd) = EtcdServer::start().await else { return };
-    kinds::all_kinds(&Ctl::etcd(&etcd.endpoint()), &[]);
+    kinds::all_kinds(&etcd_at(&etcd.endpoint()), &[]);
 }
 
 #[test]
@@ -37,7 +48,7 @@ fn every_manifest_of_a_kind_passes_validation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_at_the_same_time_lose_nothing() {
     let Some(etcd) = EtcdServer::start().await else { return };
-    let ctl = Ctl::etcd(&etcd.endpoint());
+    let ctl = etcd_at(&etcd.endpoint());
     ctl.apply(POOL);
     let labels: Vec<String> = (0..8).map(|i| format!("writer-{i}=was-here")).collect();
     let running: Vec<_> =
@@ -60,7 +71,7 @@ fn validation_names_every_mistake_and_needs_no_datastore() {
     std::fs::write(dir.path().join("b.yml"), "kind: [\n").unwrap();
     let path = dir.path().to_str().unwrap();
     // Nobody listens there.
-    let ctl = Ctl::etcd("http://127.0.0.1:1");
+    let ctl = etcd_at("http://127.0.0.1:1");
     let ended = ctl.run(&["validate", "-f", path]);
     assert_eq!(ended.code, 1, "{ended:?}");
     for part in [
@@ -102,7 +113,7 @@ fn old_forms_are_converted_and_applied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_are_shown_and_released_with_their_node() {
     let Some(etcd) = EtcdServer::start().await else { return };
-    let ctl = Ctl::etcd(&etcd.endpoint());
+    let ctl = etcd_at(&etcd.endpoint());
     let kinds =
         ["IPPool", "IPAMBlock", "BlockAffinity", "IPAMHandle", "Node", "WorkloadEndpoint", "HostEndpoint"];
     let all: Vec<String> =
@@ -133,7 +144,7 @@ async fn addresses_are_shown_and_released_with_their_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_datastore_describes_itself_and_what_it_refuses() {
     let Some(mut etcd) = EtcdServer::start().await else { return };
-    let ctl = Ctl::new(&[("DATASTORE_TYPE", "etcdv3"), ("ETCD_ENDPOINTS", &etcd.endpoint())]);
+    let ctl = etcd_at(&etcd.endpoint());
     let all: Vec<String> = kinds::CASES.iter().map(kinds::manifest).collect();
     ctl.apply(&all.join("---\n"));
     // By somebody who does not check.
@@ -196,9 +207,9 @@ fn a_folder_describes_itself() {
 #[test]
 fn an_etcd_that_is_not_there_is_named_with_what_was_tried() {
     let endpoint = format!("http://127.0.0.1:{}", free_port());
-    let ended = Ctl::etcd(&endpoint).run(&["get", "ippool"]);
+    let ended = etcd_at(&endpoint).run(&["get", "ippool"]);
     assert_eq!((ended.code, ended.out.as_str()), (1, ""), "{ended:?}");
-    assert!(ended.err.contains(&endpoint), "{ended:?}");
+    assert!(ended.err.contains(&format!("Datastore: etcdv3, Endpoints: {endpoint}; ")), "{ended:?}");
 }
 
 #[test]
@@ -209,8 +220,8 @@ fn the_settings_file_leads_to_the_datastore() {
         let config = format!(
             "apiVersion: {version}\nkind: {kind}\nmetadata:\nspec: {{datastoreType: directory, directory: {path}}}\n"
         );
-        Ctl::new(&[]).with_config(&config).apply(POOL);
-        assert_eq!(Ctl::directory(dir.path()).ok(&["get", "ippool", "-o", "name"]), "ippool/main\n");
+        Ctl { config, ..Ctl::new(&[]) }.apply(POOL);
+        assert_eq!(directory(dir.path()).ok(&["get", "ippool", "-o", "name"]), "ippool/main\n");
     }
 }
 

@@ -1,7 +1,6 @@
 //! Runs the built program, as an operator would.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 pub mod kinds;
@@ -9,8 +8,8 @@ pub mod kinds;
 /// `bulrushctl` with an environment of its own: nothing of the machine's settings gets in.
 #[derive(Clone, Debug)]
 pub struct Ctl {
-    variables: Vec<(String, String)>,
-    config: String,
+    pub variables: Vec<(String, String)>,
+    pub config: String,
 }
 
 /// How a command ended.
@@ -25,21 +24,6 @@ impl Ctl {
     pub fn new(variables: &[(&str, &str)]) -> Self {
         let variables = variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         Self { variables, config: "kind: CalicoAPIConfig\nspec: {}\n".into() }
-    }
-
-    pub fn directory(path: &Path) -> Self {
-        let path = path.to_str().expect("a path in UTF-8");
-        Self::new(&[("DATASTORE_TYPE", "directory"), ("BULRUSH_DIRECTORY", path)])
-    }
-
-    pub fn etcd(endpoint: &str) -> Self {
-        Self::new(&[("DATASTORE_TYPE", "etcdv3"), ("ETCD_ENDPOINTS", endpoint)])
-    }
-
-    /// With this settings file.
-    pub fn with_config(mut self, config: &str) -> Self {
-        self.config = config.into();
-        self
     }
 
     pub fn run(&self, args: &[&str]) -> Ended {
