@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use k8s_openapi::api::authorization::v1::SelfSubjectRulesReview;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -13,6 +14,7 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind,
 use kube::{Client, Error};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use syncer_common::backend::config::{self, KubernetesConfig, StoreConfig};
 use syncer_common::kubernetes::{self, ApiGroup, Options};
 use syncer_common::testing::kubernetes::KubeServer;
 
@@ -156,6 +158,43 @@ async fn accounts_may_do_what_they_must_and_nothing_else() {
 
     let token = server.service_account_token(NAMESPACE, "bulrush-node").await;
     assert_eq!(rights(&server.client_for(&token).await).await, BTreeSet::new());
+}
+
+/// The client itself, as typha runs it: each source is read and followed, and none asks for more than it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_datastore_opens_under_the_account_of_typha() {
+    let Some(server) = KubeServer::shared().await else { return };
+    for group in GROUPS {
+        server.install_crds(group).await;
+    }
+    server.apply_folder("crds/policy").await;
+    server.apply(&manifests()).await;
+    let token = server.service_account_token(NAMESPACE, "bulrush-typha").await;
+    for group in GROUPS {
+        let store = config::open(&StoreConfig::Kubernetes(KubernetesConfig {
+            kubeconfig: Some(server.kubeconfig_for(&token)),
+            group: Some(group),
+            ..KubernetesConfig::default()
+        }))
+        .await
+        .unwrap();
+        let sources = store.clone().sources();
+        assert_eq!(sources.len(), watched(group).len(), "{group:?}");
+        for source in sources {
+            let name = source.name().to_owned();
+            let listing = source.list(None).await;
+            let listing = listing.unwrap_or_else(|error| panic!("{group:?} {name}: {error}"));
+            source.head().await.unwrap_or_else(|error| panic!("{group:?} {name}: {error}"));
+            let watch = source.watch(listing.revision).await;
+            assert!(watch.is_ok(), "{group:?} {name}: {:?}", watch.err());
+        }
+        // A path of a kind that typha reads, and may not write.
+        let key = "/calico/resources/v3/projectcalico.org/tiers/intruder";
+        let tier = br#"{"apiVersion":"projectcalico.org/v3","kind":"Tier","metadata":{"name":"intruder"},"spec":{}}"#;
+        assert_eq!(store.get(key).await.unwrap(), None);
+        let refused = store.create(key, Bytes::from_static(tier)).await;
+        assert!(refused.as_ref().is_err_and(|error| error.to_string().contains("forbidden")), "{refused:?}");
+    }
 }
 
 #[test]
