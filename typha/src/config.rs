@@ -87,6 +87,7 @@ pub const SPECS: &[Spec] = &[
 #[derive(Clone, Debug)]
 pub struct Config {
     pub store: StoreConfig,
+    pub use_pod_cidr: bool,
     /// A history whose deletions the operator believes after a fork; empty = none.
     pub accept_history: String,
     pub server: Endpoint,
@@ -111,6 +112,7 @@ impl Config {
         let format: String = settings.get("LogFormat")?;
         Ok(Config {
             store: store(settings)?,
+            use_pod_cidr: settings.get("UsePodCIDR")?,
             accept_history: settings.get("AcceptHistory")?,
             server: Endpoint::new(settings.get::<String>("ServerHost")?, port("ServerPort")?),
             options: Options {

@@ -72,7 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     });
     tasks.spawn("http", http.run(stopped.clone()));
-    let pipeline = Pipeline::new(cache.clone(), intake, metrics);
+    let pipeline = Pipeline::new(cache.clone(), intake, metrics).use_pod_cidr(config.use_pod_cidr);
     tasks.spawn("datastore", follow(config.store, pipeline, stopped.clone()));
     tasks.spawn("readiness", report(cache, reporter, stopped.clone()));
     tasks.spawn("server", async move {

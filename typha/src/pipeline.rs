@@ -59,6 +59,12 @@ impl Pipeline {
         }
     }
 
+    /// Blocks come from the nodes' pod CIDRs instead of Calico's IPAM.
+    pub fn use_pod_cidr(mut self, use_pod_cidr: bool) -> Self {
+        self.processors = self.processors.use_pod_cidr(use_pod_cidr);
+        self
+    }
+
     /// The sources whose events will come, by name. Returns the wishes for reads of them.
     pub fn follow(&mut self, names: &[&str]) -> mpsc::Receiver<usize> {
         self.sources = names

@@ -5,98 +5,21 @@
 
 mod harness;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use bytes::Bytes;
+use harness::process::Typha;
 use harness::*;
 use proto::sync::sync_client::SyncClient;
 use proto::sync::{ClientMessage, Token, client_message, server_message};
+use syncer_common::backend::config::open;
 use syncer_common::model::{Key, Kind, Value};
+use syncer_common::testing::etcd::EtcdServer;
 
 const POOL: &str = r#"{"kind":"IPPool","apiVersion":"projectcalico.org/v3","metadata":{"name":"pool"},"spec":{"cidr":"10.65.0.0/16"}}"#;
 const POOL_PATH: &str = "/calico/resources/v3/projectcalico.org/ippools/pool";
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-impl Running {
-    /// Asks it to end, and returns its exit status.
-    fn terminate(&mut self) -> std::process::ExitStatus {
-        let sent = Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
-        assert!(sent.success());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-struct Typha {
-    process: Running,
-    server: SocketAddr,
-    health: SocketAddr,
-}
-
-impl Typha {
-    fn start(settings: &[(&str, &str)]) -> Typha {
-        let (server, health) = (free_port(), free_port());
-        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_typha"));
-        command
-            .env_clear()
-            .env("TYPHA_SERVERHOST", "127.0.0.1")
-            .env("TYPHA_SERVERPORT", server.to_string())
-            .env("TYPHA_HEALTHHOST", "127.0.0.1")
-            .env("TYPHA_HEALTHPORT", health.to_string())
-            .env("TYPHA_PROMETHEUSMETRICSENABLED", "true")
-            .env("TYPHA_PROMETHEUSMETRICSHOST", "127.0.0.1")
-            .env("TYPHA_PROMETHEUSMETRICSPORT", health.to_string())
-            .envs(settings.iter().copied())
-            .stderr(Stdio::piped());
-        let mut process = Running(command.spawn().unwrap());
-        let log = process.0.stderr.take().unwrap();
-        // Shown with the test's output if it fails.
-        std::thread::spawn(move || {
-            for line in BufReader::new(log).lines().map_while(Result::ok) {
-                println!("typha: {line}");
-            }
-        });
-        Typha { process, server: address(server), health: address(health) }
-    }
-
-    fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.health).ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
-    }
-
-    async fn ready(&self) {
-        eventually("typha to be ready", || {
-            self.get("/readiness").is_some_and(|answer| answer.starts_with("HTTP/1.0 200"))
-        })
-        .await;
-    }
-}
 
 fn pool() -> Key {
     Key::parse("/calico/v1/ipam/v4/pool/10.65.0.0-16").unwrap()
@@ -106,48 +29,13 @@ fn holds_pool(agent: &Agent) -> bool {
     matches!(agent.look().state.get(&pool()), Some(Value::IpPool(pool)) if pool.cidr == "10.65.0.0/16")
 }
 
-struct Etcd {
-    _process: Running,
-    _data: tempfile::TempDir,
-    endpoint: String,
-}
-
-impl Etcd {
-    /// Nothing if etcd is not installed and nobody insists.
-    async fn start() -> Option<Etcd> {
-        let data = tempfile::tempdir().unwrap();
-        let (client, peer) =
-            (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-        let spawned = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(data.path())
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(process) = spawned else {
-            assert!(std::env::var("BULRUSH_REQUIRE").as_deref() != Ok("1"), "etcd is not installed");
-            println!("SKIPPED: etcd is not installed");
-            return None;
-        };
-        let etcd = Etcd { _process: Running(process), _data: data, endpoint: client };
-        eventually("etcd to answer", || etcd.ctl(&["endpoint", "health"])).await;
-        Some(etcd)
-    }
-
-    fn ctl(&self, arguments: &[&str]) -> bool {
-        let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint]).args(arguments);
-        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    }
-}
-
 #[tokio::test]
 async fn etcd_is_served_and_what_cannot_be_read_keeps_its_last_value() {
-    let Some(etcd) = Etcd::start().await else { return };
-    assert!(etcd.ctl(&["put", POOL_PATH, POOL]));
-    let settings = [("TYPHA_ETCDENDPOINTS", etcd.endpoint.as_str())];
+    let Some(etcd) = EtcdServer::start().await else { return };
+    let store = open(&etcd.config()).await.unwrap();
+    let revision = store.create(POOL_PATH, POOL.into()).await.unwrap();
+    let endpoint = etcd.endpoint();
+    let settings = [("TYPHA_ETCDENDPOINTS", endpoint.as_str())];
     let (mut one, two) = (Typha::start(&settings), Typha::start(&settings));
     one.ready().await;
     two.ready().await;
@@ -155,7 +43,7 @@ async fn etcd_is_served_and_what_cannot_be_read_keeps_its_last_value() {
     eventually("the pool", || holds_pool(&agent)).await;
     eventually("a proven state", || agent.look().in_sync == 1).await;
 
-    assert!(etcd.ctl(&["put", POOL_PATH, "{\"kind\":"]));
+    store.replace(POOL_PATH, Bytes::from_static(b"{\"kind\":"), revision).await.unwrap();
     let counted = |typha: &Typha| {
         typha
             .get("/metrics")
@@ -165,7 +53,7 @@ async fn etcd_is_served_and_what_cannot_be_read_keeps_its_last_value() {
     assert!(holds_pool(&agent));
 
     assert!(one.process.terminate().success(), "SIGTERM ends it with status 0");
-    assert!(etcd.ctl(&["del", POOL_PATH]));
+    store.delete(POOL_PATH, None).await.unwrap();
     eventually("the deletion, through the other", || agent.look().deletions == [pool()]).await;
     let account = agent.look();
     assert!(account.spurious.is_empty() && account.in_sync == 1);

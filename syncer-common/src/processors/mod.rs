@@ -257,7 +257,7 @@ impl Processors {
                 project::spell_out_protocols(&update.key, value);
                 let errors = validate::value(&update.key, value);
                 if errors.is_empty() {
-                    project::canonical(value);
+                    project::canonical(&update.key, value);
                 } else {
                     if !written {
                         problems.extend(errors);

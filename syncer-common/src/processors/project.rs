@@ -26,10 +26,15 @@ fn spelled_out(rule: v1::Rule) -> Vec<v1::Rule> {
     WITH_PORTS.iter().map(|name| v1::Rule { protocol: Some(named(name)), ..rule.clone() }).collect()
 }
 
-/// Selectors in canonical form. Empty ones stay empty: in a rule that means no selector, not `all()`.
-pub(super) fn canonical(value: &mut Value) {
+/// Selectors in canonical form. Empty ones stay empty: in a rule that means no selector, not `all()`. Defaults that
+/// one datastore's writers fill in and another's do not.
+pub(super) fn canonical(key: &Key, value: &mut Value) {
     match value {
         Value::Policy(policy) => {
+            let staged = matches!(key, Key::Policy(PolicyKey { kind, .. }) if kind.starts_with("Staged"));
+            if staged && policy.staged_action.is_empty() {
+                policy.staged_action = "Set".into();
+            }
             policy.selector = normalise(&policy.selector);
             rules(&mut policy.inbound_rules);
             rules(&mut policy.outbound_rules);
@@ -37,6 +42,9 @@ pub(super) fn canonical(value: &mut Value) {
         Value::ProfileRules(profile) => {
             rules(&mut profile.inbound_rules);
             rules(&mut profile.outbound_rules);
+        }
+        Value::IpPool(pool) if pool.allowed_uses.is_empty() => {
+            pool.allowed_uses = ["Workload", "Tunnel"].map(str::to_owned).to_vec();
         }
         Value::BgpPeer(peer) => {
             selector(&mut peer.node_selector);

@@ -102,7 +102,7 @@ impl<'a> Machine<'a> {
             State::List { at } => self.list(source, at).await,
             State::Resume { after, history } => self.resume(source, after, history).await,
             State::Watching { stream, after, history, since } => {
-                self.watch(stream, after, history, since).await
+                self.watch(source, stream, after, history, since).await
             }
             State::Wait { until, then } => {
                 tokio::time::sleep_until(until).await;
@@ -166,12 +166,13 @@ impl<'a> Machine<'a> {
                 tracing::warn!(before = history, now = found, "the datastore has another history; listing");
                 (None, State::List { at: None })
             }
-            Err(error) => self.interrupted(error, after, history),
+            Err(error) => self.interrupted(source, error, after, history),
         }
     }
 
     async fn watch(
         &mut self,
+        source: &dyn Source,
         mut stream: Watch,
         after: Revision,
         history: String,
@@ -209,19 +210,31 @@ impl<'a> Machine<'a> {
                 let next = State::Watching { stream, after: revision, history, since };
                 (Some(SyncEvent::Progress { revision }), next)
             }
-            Some(Err(error)) => self.interrupted(error, after, history),
+            Some(Err(error)) => self.interrupted(source, error, after, history),
             None => {
                 let error = Error::Unavailable { what: "watch".into(), reason: "ended".into() };
-                self.interrupted(error, after, history)
+                self.interrupted(source, error, after, history)
             }
         }
     }
 
     /// The watch failed or did not begin.
-    fn interrupted(&mut self, error: Error, after: Revision, history: String) -> (Option<SyncEvent>, State) {
+    fn interrupted(
+        &mut self,
+        source: &dyn Source,
+        error: Error,
+        after: Revision,
+        history: String,
+    ) -> (Option<SyncEvent>, State) {
         match error {
             Error::Compacted { compacted } => {
-                tracing::warn!(after, compacted, "the datastore has compacted what the watch needs; listing");
+                // Usual for quiet kinds after a restart of the Kubernetes API server.
+                tracing::info!(
+                    source = source.name(),
+                    after,
+                    compacted,
+                    "the datastore has compacted what the watch needs; listing"
+                );
                 (None, State::List { at: None })
             }
             Error::Rewound { head, seen } => {

@@ -4,6 +4,8 @@
 // Every test file uses a part of this; all of it is test code, though not inside `#[test]`.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod process;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;

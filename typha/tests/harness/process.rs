@@ -1,0 +1,87 @@
+//! The program itself, as an operator runs it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{PATIENCE, eventually};
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A process that ends with the test.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Asks it to end, and returns its exit status.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let sent = Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
+        assert!(sent.success());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+pub struct Typha {
+    pub process: Running,
+    pub server: SocketAddr,
+    pub health: SocketAddr,
+}
+
+impl Typha {
+    pub fn start(settings: &[(&str, &str)]) -> Typha {
+        let (server, health) = (free_port(), free_port());
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_typha"));
+        command
+            .env_clear()
+            .env("TYPHA_SERVERHOST", "127.0.0.1")
+            .env("TYPHA_SERVERPORT", server.to_string())
+            .env("TYPHA_HEALTHHOST", "127.0.0.1")
+            .env("TYPHA_HEALTHPORT", health.to_string())
+            .env("TYPHA_PROMETHEUSMETRICSENABLED", "true")
+            .env("TYPHA_PROMETHEUSMETRICSHOST", "127.0.0.1")
+            .env("TYPHA_PROMETHEUSMETRICSPORT", health.to_string())
+            .envs(settings.iter().copied())
+            .stderr(Stdio::piped());
+        let mut process = Running(command.spawn().unwrap());
+        let log = process.0.stderr.take().unwrap();
+        // Shown with the test's output if it fails.
+        std::thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                println!("typha: {line}");
+            }
+        });
+        Typha { process, server: address(server), health: address(health) }
+    }
+
+    pub fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.health).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    pub async fn ready(&self) {
+        eventually("typha to be ready", || {
+            self.get("/readiness").is_some_and(|answer| answer.starts_with("HTTP/1.0 200"))
+        })
+        .await;
+    }
+}
