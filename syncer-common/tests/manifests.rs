@@ -235,3 +235,12 @@ fn a_directory_becomes_updates_and_errors_with_their_file() {
     let error = errors[0].to_string();
     assert!(error.contains("a.yaml:6: document 2: ") && error.contains("spec.cidr"), "{error}");
 }
+
+#[test]
+fn mistake_at_the_top_of_a_document_is_named_too() {
+    for text in ["? [a]\n: b\n", "!tag {}\n", "{\"\": !tag x}\n"] {
+        let read = parse_manifest(text);
+        let [Err(error)] = read.as_slice() else { panic!("{read:?}") };
+        assert_eq!(error.field, "the document", "{text}");
+    }
+}

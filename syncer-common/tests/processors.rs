@@ -48,6 +48,39 @@ fn the_profile_that_allows_everything_is_always_there() {
 }
 
 #[test]
+fn a_parameter_has_one_owner() {
+    let mut processors = Processors::new();
+    put(&mut processors, "clusterinformations/default", r#"{"clusterType":"k8s"}"#);
+    for (name, field) in [("default", "clusterType"), ("node.n1", "ipInIpTunnelAddr")] {
+        let spec = format!(r#"{{"{field}":"10.0.0.1","logSeverityScreen":"Info"}}"#);
+        let converted = put(&mut processors, &format!("felixconfigurations/{name}"), &spec);
+        assert_eq!(converted.updates.len(), 1, "{name}");
+        assert!(converted.error.unwrap().reason.contains("belongs to the"), "{name}");
+        assert_eq!(
+            delete(&mut processors, &format!("felixconfigurations/{name}")).updates.len(),
+            1,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_name_with_an_escaped_slash_is_refused() {
+    let mut processors = Processors::new();
+    let converted = put(&mut processors, "stagednetworkpolicies/shop/a%2fb", "{}");
+    assert_eq!(shown(&converted.updates), [""; 0]);
+    assert_eq!(shown(&delete(&mut processors, "stagednetworkpolicies/shop/a%2fb").updates), [""; 0]);
+    assert_eq!(converted.error.unwrap().field, "metadata.name");
+}
+
+#[test]
+fn a_host_endpoint_needs_a_node_that_fits_its_path() {
+    let converted =
+        put(&mut Processors::new(), "hostendpoints/h", r#"{"node":"n1/x","interfaceName":"eth0"}"#);
+    assert_eq!((shown(&converted.updates), converted.error.unwrap().field), (vec![], "spec.node".to_owned()));
+}
+
+#[test]
 fn selectors_leave_in_canonical_form() {
     let spec =
         r#"{"selector":"app=='web'","ingress":[{"action":"Allow","source":{"selector":"b in {'y','x'}"}}]}"#;

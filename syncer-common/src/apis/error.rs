@@ -23,8 +23,8 @@ pub fn read<T: DeserializeOwned>(value: &Value, prefix: &str) -> Result<T, Field
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let field = match (prefix, path.as_str()) {
-            ("", ".") => "the document".to_owned(),
-            (prefix, ".") => prefix.to_owned(),
+            ("", "." | "") => "the document".to_owned(),
+            (prefix, "." | "") => prefix.to_owned(),
             ("", path) => path.to_owned(),
             (prefix, path) => format!("{prefix}.{path}"),
         };

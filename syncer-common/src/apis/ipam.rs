@@ -69,16 +69,35 @@ fn need_cidr(spec: &Value) -> Result<IpNet, FieldError> {
         .map_err(|_| FieldError::new("spec.cidr", format!("{cidr:?} is not a CIDR such as 10.65.0.0/26")))
 }
 
+/// What is written into a path as it is.
+fn segment(field: &str, text: &str) -> Result<String, FieldError> {
+    if text.contains('/') {
+        return Err(FieldError::new(field, "must not contain a slash"));
+    }
+    Ok(text.to_owned())
+}
+
 /// The key of a manifest.
 pub(super) fn key(kind: &str, name: &str, spec: &Value) -> Result<Key, FieldError> {
     Ok(match kind {
         "IPAMBlock" => Key::Block { cidr: need_cidr(spec)? },
         "BlockAffinity" => Key::BlockAffinity(BlockAffinityKey {
-            host: need(spec, "node")?.to_owned(),
+            host: segment("spec.node", need(spec, "node")?)?,
             cidr: need_cidr(spec)?,
-            affinity_type: text(spec, "type").unwrap_or("host").to_owned(),
+            affinity_type: match text(spec, "type") {
+                None | Some("host") => "host".to_owned(),
+                Some("virtual") => "virtual".to_owned(),
+                Some(other) => {
+                    return Err(FieldError::new(
+                        "spec.type",
+                        format!("{other:?} is neither host nor virtual"),
+                    ));
+                }
+            },
         }),
-        "IPAMHandle" => Key::IpamHandle { id: text(spec, "handleID").unwrap_or(name).to_owned() },
+        "IPAMHandle" => {
+            Key::IpamHandle { id: segment("spec.handleID", text(spec, "handleID").unwrap_or(name))? }
+        }
         "IPAMConfig" => Key::IpamConfig,
         other => return Err(FieldError::new("kind", format!("{other} is not an IPAM kind"))),
     })

@@ -110,7 +110,9 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(object: &'a [u8]) -> Result<T, Field
         let path = serde_path_to_error::deserialize::<_, T>(deserializer)
             .err()
             .map(|error| error.path().to_string());
-        let field = path.filter(|path| path != ".").unwrap_or_else(|| "the document".to_owned());
+        let field = path
+            .filter(|path| !matches!(path.as_str(), "" | "."))
+            .unwrap_or_else(|| "the document".to_owned());
         FieldError::new(field, error.to_string())
     })
 }

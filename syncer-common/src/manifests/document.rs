@@ -68,7 +68,8 @@ impl Document<'_> {
             Err((error, line)) => {
                 let reason = content::absolute_lines(&error.reason, self.first_line);
                 let line = line.map_or(self.line, |line| self.first_line + line - 1);
-                Err((FieldError::new(error.field, reason), line))
+                let field = if error.field.is_empty() { "the document".to_owned() } else { error.field };
+                Err((FieldError::new(field, reason), line))
             }
         }
     }

@@ -35,6 +35,9 @@ impl<'a> Target<'a> {
     }
 }
 
+/// The parameters that are given here, and nowhere else.
+pub(super) const PARAMETERS: [&str; 4] = ["CalicoVersion", "ClusterGUID", "ClusterType", "Variant"];
+
 pub(super) fn convert(key: &ResourceKey, resource: &Resource) -> Result<Vec<Update>, FieldError> {
     let spec: ClusterInformationSpec = resource.typed_spec()?;
     let target = Target::of(&key.name);
@@ -42,13 +45,8 @@ pub(super) fn convert(key: &ResourceKey, resource: &Resource) -> Result<Vec<Upda
     if let (Target::Everywhere, Some(ready)) = (&target, spec.datastore_ready) {
         updates.push(Update::set(Key::ReadyFlag, Value::Ready(ready)));
     }
-    let parameters = [
-        ("CalicoVersion", spec.calico_version),
-        ("ClusterGUID", spec.cluster_guid),
-        ("ClusterType", spec.cluster_type),
-        ("Variant", spec.variant),
-    ];
-    for (parameter, value) in parameters {
+    let values = [spec.calico_version, spec.cluster_guid, spec.cluster_type, spec.variant];
+    for (parameter, value) in PARAMETERS.into_iter().zip(values) {
         if let (Some(key), false) = (target.key(parameter), value.is_empty()) {
             updates.push(Update::set(key, Value::Config(value)));
         }

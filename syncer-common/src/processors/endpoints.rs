@@ -122,6 +122,10 @@ pub(super) fn convert_host(
     if spec.node.is_empty() {
         return Err(FieldError::new("spec.node", "missing"));
     }
+    // It becomes a part of the entry's path, where hosts are written as they are.
+    if spec.node.contains(['/', '%']) {
+        return Err(FieldError::new("spec.node", format!("{:?} is no name of a node", spec.node)));
+    }
     let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
     for (index, text) in spec.expected_ips.iter().enumerate() {
         match parse_address(text) {

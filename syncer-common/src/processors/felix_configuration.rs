@@ -9,8 +9,9 @@ use std::time::Duration;
 use proto::model as v1;
 use serde_json::Value as Json;
 
-use super::cluster::Target;
+use super::cluster::{self, Target};
 use super::findings::Findings;
+use super::node;
 use crate::apis::Resource;
 use crate::apis::scalars::GoDuration;
 use crate::model::{Key, ResourceKey, Update, Value};
@@ -67,6 +68,7 @@ pub(super) fn convert(key: &ResourceKey, resource: &Resource, findings: &mut Fin
             continue;
         }
         match text(field, value) {
+            Ok(_) if field.is_empty() => findings.note("spec", "a field without a name is left out"),
             Ok(text) if text.is_empty() => {}
             Ok(text) => {
                 parameters.insert(parameter_name(field), text);
@@ -85,6 +87,16 @@ pub(super) fn convert(key: &ResourceKey, resource: &Resource, findings: &mut Fin
         let value = Value::FelixConfiguration(configuration);
         return vec![Update::set(Key::Resource(key.clone()), value)];
     }
+    // An entry has one owner: or what one object withdraws would still be given by the other.
+    parameters.retain(|name, _| {
+        let owner = match (cluster::PARAMETERS.contains(&name.as_str()), &target) {
+            (true, _) => "ClusterInformation",
+            (_, Target::Host(_)) if node::TUNNEL_SETTINGS.contains(&name.as_str()) => "Node",
+            _ => return true,
+        };
+        findings.note(format!("spec ({name})"), format!("left out: it belongs to the {owner}"));
+        false
+    });
     parameters
         .into_iter()
         .filter_map(|(name, value)| Some(Update::set(target.key(&name)?, Value::Config(value))))

@@ -139,6 +139,10 @@ impl Processors {
         }
         match key {
             Key::Resource(key) if key.name.is_empty() => unknown_key(path),
+            key if has_slash(&key) => {
+                let error = error(path, FieldError::new("metadata.name", "must not contain a slash"));
+                Converted { updates: Vec::new(), error: Some(error) }
+            }
             Key::Resource(key) => self.put_resource(path, key, value),
             // Of load balancers: no agent routes by them.
             Key::BlockAffinity(affinity) if affinity.affinity_type != HOST_AFFINITY => Converted::default(),
@@ -162,7 +166,7 @@ impl Processors {
 
     /// An object is gone.
     pub fn delete(&mut self, path: &str) -> Converted {
-        let Some(key) = parse_key(path) else {
+        let Some(key) = parse_key(path).filter(|key| !has_slash(key)) else {
             return Converted::default();
         };
         let updates = self.withdraw(path, &key, DeletionReason::Deleted);
@@ -444,6 +448,11 @@ fn is_synthesised(key: &ResourceKey) -> bool {
 
 fn parse_key(path: &str) -> Option<Key> {
     Key::parse_stored(path)
+}
+
+/// A name with a slash, from an escape in the path: the path of its entry could not hold it.
+fn has_slash(key: &Key) -> bool {
+    matches!(key, Key::Resource(key) if key.name.contains('/') || key.namespace.contains('/'))
 }
 
 /// Old releases left all sorts of things beside the resources; only where resources belong is an unknown

@@ -13,7 +13,8 @@ use crate::apis::network::{NodeSpec, NodeStatus};
 use crate::apis::{FieldError, Resource};
 use crate::model::{BlockAffinityKey, DeletionReason, Key, ResourceKey, Update, Value};
 
-const TUNNEL_SETTINGS: [&str; 5] = [
+/// Given by nodes, and nowhere else.
+pub(super) const TUNNEL_SETTINGS: [&str; 5] = [
     "IpInIpTunnelAddr",
     "IPv4VXLANTunnelAddr",
     "VXLANTunnelMACAddr",
