@@ -24,9 +24,12 @@ demo-down: ## clear away what `make demo KEEP=1` left
 test: build ## every test, the end-to-end suites included
 	@scripts/test
 
+fuzz: build ## every fuzz target for 60 s (SECONDS=n, SEED=n); a short run is part of the tests
+	@$(or $(CARGO_TARGET_DIR),target)/debug/fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
 lint: ## format, clippy, dependency direction
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/dependency-direction
 
-.PHONY: help deps build demo demo-down test lint
+.PHONY: help deps build demo demo-down test fuzz lint
