@@ -212,13 +212,18 @@ pub(crate) fn values() -> Vec<Vec<u8>> {
     // Two that claim one key; one that comes and goes; everything at once.
     for (path, value) in &all {
         if ["hostendpoints", "ippools", "globalnetworksets"].iter().any(|plural| path.contains(plural)) {
-            seeds.push(lines(&[(format!("{path}-b"), value.clone()), (path.clone(), value.clone())]));
+            let twins = lines(&[(format!("{path}-b"), value.clone()), (path.clone(), value.clone())]);
+            seeds.extend([[&twins, path.as_bytes()].join(&b'\n'), twins]);
         }
         let mut goes = lines(&[(path.clone(), value.clone())]);
         goes.extend(format!("\n{path}").into_bytes());
         seeds.push(goes);
     }
     seeds.extend(all.chunks(4).map(lines));
+    // Next to nothing is given, and the one that counts goes.
+    let pool = json!({ "spec": { "cidr": "10.65.0.0/16" } });
+    let pools = ["a", "b"].map(|name| (format!("{ROOT}/ippools/{name}"), pool.clone()));
+    seeds.push([lines(&pools), format!("{ROOT}/ippools/a").into_bytes()].join(&b'\n'));
     seeds
 }
 

@@ -359,6 +359,13 @@ fn agents_get_what_the_vectors_say_or_nothing() {
                     if policy(path) && !path.contains("/tier/") && value.get("selector").is_none() {
                         value["selector"] = json!("");
                     }
+                    // Defaults that writers of one datastore fill in and those of another do not.
+                    if path.contains("/pool/") && value.get("allowed_uses").is_none() {
+                        value["allowed_uses"] = json!(["Workload", "Tunnel"]);
+                    }
+                    if path.starts_with("/calico/v1/policy/Staged") && value.get("staged_action").is_none() {
+                        value["staged_action"] = json!("Set");
+                    }
                     *value = canonical(value);
                 }
             }

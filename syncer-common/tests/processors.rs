@@ -48,6 +48,15 @@ fn the_profile_that_allows_everything_is_always_there() {
 }
 
 #[test]
+fn what_waits_behind_another_object_comes_out_complete() {
+    let mut processors = Processors::new();
+    let pool = r#"{"cidr":"10.0.0.0/16"}"#;
+    let first = put(&mut processors, "ippools/a", pool).updates;
+    put(&mut processors, "ippools/b", pool);
+    assert_eq!(delete(&mut processors, "ippools/a").updates, first);
+}
+
+#[test]
 fn a_parameter_has_one_owner() {
     let mut processors = Processors::new();
     put(&mut processors, "clusterinformations/default", r#"{"clusterType":"k8s"}"#);

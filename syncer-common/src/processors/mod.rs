@@ -224,11 +224,13 @@ impl Processors {
                 _ => entries,
             },
             Outcome::Shared(entry) => {
-                let (own, value) = *entry;
-                if !self.verbatim
-                    && let Some(error) = validate::value(&own, &value).into_iter().next()
-                {
-                    return self.refuse(path, &resource_key, summarised(mistakes).unwrap_or(error));
+                let (own, mut value) = *entry;
+                if !self.verbatim {
+                    if let Some(error) = validate::value(&own, &value).into_iter().next() {
+                        return self.refuse(path, &resource_key, summarised(mistakes).unwrap_or(error));
+                    }
+                    // What waits behind another object comes out as it is when that one goes.
+                    project::canonical(&own, &mut value);
                 }
                 match self.cache(&key.kind) {
                     Some(cache) => cache.put(name, own, value),
