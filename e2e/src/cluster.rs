@@ -384,7 +384,7 @@ impl Cluster {
 }
 
 /// Where cargo put the binaries: beside the running test or demo.
-fn binaries() -> Result<PathBuf> {
+pub fn binaries() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let mut dir = exe.parent().context("the test has a folder")?;
     if dir.ends_with("deps") {

@@ -214,7 +214,7 @@ fn good() -> Vec<(&'static str, &'static str, Value)> {
             "p",
             json!({ "nodeSelector": "all()", "peerIP": "[fd00::1]:1179", "asNumber": 4294967295_u32,
             "password": { "secretKeyRef": { "name": "bgp", "key": "p" } }, "filters": ["f"], "ttlSecurity": 1,
-            "keepaliveTime": "60s", "nextHopMode": "Keep", "sourceAddress": "None", "reachableBy": "192.0.2.1" }),
+            "keepaliveTime": "60s", "nextHopMode": "Keep", "sourceAddress": "None", "reachableBy": "fd00::2" }),
         ),
         ("BGPPeer", "selected", json!({ "node": "n1", "peerSelector": "has(rr)" })),
         (

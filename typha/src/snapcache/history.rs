@@ -86,9 +86,15 @@ impl History {
         }
     }
 
-    /// Whether a state complete through `low`, with effects up to `high`, can be brought up to date.
-    pub fn vouches_for(&self, low: u64, high: u64) -> bool {
-        low <= high && self.known.iter().any(|interval| interval.contains(&low) && interval.contains(&high))
+    /// After which revision a state that is complete through `low`, with effects up to `high`, has to be brought
+    /// up to date; nothing if that can not be told. With `high` below `low` it is the state of both revisions
+    /// (not of those between, if a listing jumped over them), and either of them will do.
+    pub fn resumes_after(&self, low: u64, high: u64) -> Option<u64> {
+        let known = |revision: u64| self.known.iter().find(|interval| interval.contains(&revision));
+        match known(low) {
+            Some(interval) if low >= high || interval.contains(&high) => Some(low),
+            _ => (high < low && known(high).is_some()).then_some(high),
+        }
     }
 
     pub fn witness(&self) -> Option<sync::Witness> {
@@ -142,14 +148,31 @@ mod tests {
         history.advanced(120, 15, Some(1));
         history.listed(200, 30);
         history.advanced(210, 31, Some(2));
-        assert!(history.vouches_for(100, 120) && history.vouches_for(205, 210));
-        assert!(
-            !history.vouches_for(99, 99) && !history.vouches_for(150, 150) && !history.vouches_for(110, 205)
+        assert_eq!(
+            (history.resumes_after(100, 120), history.resumes_after(205, 210)),
+            (Some(100), Some(205))
         );
+        for (low, high) in [(99, 99), (150, 150), (110, 205)] {
+            assert_eq!(history.resumes_after(low, high), None, "{low}, {high}");
+        }
         history.trimmed(110);
-        assert!(!history.vouches_for(109, 110) && history.vouches_for(110, 120));
+        assert_eq!((history.resumes_after(109, 110), history.resumes_after(110, 120)), (None, Some(110)));
         history.trimmed(205);
-        assert!(!history.vouches_for(120, 120) && history.vouches_for(205, 205));
+        assert_eq!((history.resumes_after(120, 120), history.resumes_after(205, 205)), (None, Some(205)));
+    }
+
+    #[test]
+    fn state_without_effects_in_a_gap_is_that_of_before_the_gap() {
+        let mut history = History::default();
+        history.listed(100, 10);
+        history.advanced(120, 15, Some(1));
+        history.listed(200, 30);
+        // Complete through the gap, or beyond what is known, without an effect since 110.
+        assert_eq!(history.resumes_after(150, 110), Some(110));
+        assert_eq!(history.resumes_after(300, 110), Some(110));
+        // Its last effect is in the gap: it may have been undone there.
+        assert_eq!(history.resumes_after(150, 130), None);
+        assert_eq!(history.resumes_after(99, 90), None, "older than all that is known");
     }
 
     #[test]

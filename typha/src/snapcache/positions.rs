@@ -72,9 +72,10 @@ impl Cache {
             if position.witness.as_ref().is_some_and(|witness| track.history.contradicts(witness)) {
                 return held;
             }
-            let low = position.low.min(track.revision());
-            delta &= track.history.vouches_for(low, position.high.max(low));
-            after = after.min(self.seq_before(source, low));
+            match track.history.resumes_after(position.low, position.high) {
+                Some(revision) => after = after.min(self.seq_before(source, revision)),
+                None => delta = false,
+            }
         }
         match (strange, behind, delta) {
             // A token of another kind of datastore.
