@@ -30,7 +30,7 @@ use typha::syncserver::{Options, Server};
 use typha_client::{ClientConfig, ClientEvent, CutId};
 
 /// Long enough for a busy machine; nothing waits for it to pass.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn key(n: u32) -> Key {
     Key::GlobalConfig { name: format!("Key{n:05}") }
