@@ -93,6 +93,15 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_as_they_are_written() {
+        let canonical = policy(r#"{"order":9.223370368477478e19}"#).unwrap();
+        assert_eq!(policy(&canonical), Some(canonical.clone()));
+        let key = Key::parse("/calico/resources/v3/projectcalico.org/bgpconfigurations/c").unwrap();
+        let canonical = canonical_value(&key, br#"{"spec":{"n":92233703684774775808}}"#).unwrap();
+        assert_eq!(canonical_value(&key, canonical.as_bytes()), Some(canonical));
+    }
+
+    #[test]
     fn values_out_of_range_are_no_values() {
         for bad in [
             r#"{"protocol":256}"#,
