@@ -18,11 +18,11 @@ use daemon::{CancellationToken, Reporter};
 use syncer_common::model::{Key, Update};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
-use typha_client::{ClientEvent, CutId};
+use typha_client::{ClientEvent, CutId, Reports};
 
 use crate::bgp::{BgpModel, LocalSettings, Model, Problem};
 use crate::bird::program::{ProgramError, Programmer, Supervision};
-use crate::bird::sessions::Change;
+use crate::bird::sessions::{Change, Session};
 use crate::metrics::ConfdMetrics;
 use crate::render::{Syntax, render};
 
@@ -65,6 +65,7 @@ pub struct Agent {
     programmer: Programmer,
     acks: watch::Sender<Option<CutId>>,
     metrics: ConfdMetrics,
+    reports: Reports,
     health: Reporter,
     model: Model,
     intake: Intake,
@@ -94,6 +95,7 @@ impl Agent {
             programmer,
             acks,
             metrics,
+            reports: Reports::default(),
             health,
             model: Model::default(),
             intake: Intake::default(),
@@ -105,6 +107,11 @@ impl Agent {
             problems: BTreeSet::new(),
             last_error: None,
         }
+    }
+
+    /// Where BGP sessions are reported.
+    pub fn reporting(self, reports: Reports) -> Agent {
+        Agent { reports, ..self }
     }
 
     /// Runs until cancelled. BIRD goes on as it is afterwards.
@@ -221,6 +228,7 @@ impl Agent {
         self.metrics.reloads.increment(u64::from(reloaded));
         if alive {
             self.metrics.sessions(self.programmer.sessions());
+            self.reports.bgp(self.programmer.sessions().iter().map(Session::report).collect());
         }
         for change in changes {
             match change {

@@ -39,7 +39,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let programmer = Programmer::new(file, config.bird_socket);
     let software = concat!("bulrush-confd ", env!("CARGO_PKG_VERSION"));
     let client = ClientConfig::new(config.typhas, config.local.node.clone(), "confd", software);
-    let agent = Agent::new(config.local, programmer, acks_out, ConfdMetrics::new(), reporter);
+    let agent = Agent::new(config.local, programmer, acks_out, ConfdMetrics::new(), reporter)
+        .reporting(client.reports.clone());
 
     let mut tasks = Tasks::new(cancel.clone());
     let token = cancel.clone();

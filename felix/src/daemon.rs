@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ::daemon::{CancellationToken, Health, Http, Metrics, Signals, Tasks};
 use tokio::sync::{mpsc, watch};
-use typha_client::ClientConfig;
+use typha_client::{ClientConfig, Reports};
 
 use crate::calculation::Calculation;
 use crate::commands::{Commands, Processes};
@@ -53,12 +53,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         versions.push(IpVersion::V6);
     }
     tracing::info!(node = config.node, backend = backend.name(), ?versions, "starting");
+    let reports = Reports::default();
+    reports.process(false);
     let dataplane = Dataplane::open(Fixed {
         commands,
         backend,
         versions,
         local: config.parameters,
-        status: StatusFiles::new(&config.status_prefix),
+        status: StatusFiles::new(&config.status_prefix).reporting(reports.clone()),
     })
     .await?;
 
@@ -67,7 +69,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (batches_out, batches) = mpsc::channel(BATCH_BUFFER);
     let (acks_out, acks) = watch::channel(None);
     let software = concat!("bulrush-felix ", env!("CARGO_PKG_VERSION"));
-    let client = ClientConfig::new(config.typhas, config.node.clone(), "felix", software);
+    let mut client = ClientConfig::new(config.typhas, config.node.clone(), "felix", software);
+    client.reports = reports;
 
     let mut tasks = Tasks::new(cancel.clone());
     let token = cancel.clone();

@@ -70,6 +70,11 @@ pub const SPECS: &[Spec] = &[
         "5",
         "On SIGTERM, how long agents have to leave before their streams are ended",
     ),
+    spec(
+        "StatusWritesPerSecond",
+        "200",
+        "How much agents' reports (status of endpoints, felix and BGP) may write to the datastore; none = nothing",
+    ),
     spec("HealthEnabled", "true", "Serve /liveness and /readiness"),
     spec("HealthHost", "localhost", "Address of the health port; none = all addresses"),
     spec("HealthPort", "9098", "Health port"),
@@ -92,6 +97,8 @@ pub struct Config {
     pub accept_history: String,
     pub server: Endpoint,
     pub options: Options,
+    /// Writes of agents' status; 0 = none.
+    pub status_writes: f64,
     pub health: Option<Endpoint>,
     pub metrics: Option<Endpoint>,
     pub log_level: String,
@@ -123,6 +130,10 @@ impl Config {
                 coalesce: settings.get("ServerMinBatchingAgeThresholdSecs")?,
                 drain: settings.get("ShutdownTimeoutSecs")?,
                 ..Options::default()
+            },
+            status_writes: match settings.get::<f64>("StatusWritesPerSecond")? {
+                rate if rate.is_finite() && rate >= 0.0 => rate,
+                _ => return Err(settings.refuse("StatusWritesPerSecond", "has to be 0 or more")),
             },
             health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
             metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pipeline::{Intake, Pipeline};
+use crate::reports::{self, Inbox};
 use crate::snapcache::{Cache, Shared};
 use crate::syncserver::Server;
 
@@ -72,8 +73,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     });
     tasks.spawn("http", http.run(stopped.clone()));
+    let reports =
+        Reports { inbox: server.reports(), per_second: config.status_writes, metrics: metrics.clone() };
     let pipeline = Pipeline::new(cache.clone(), intake, metrics).use_pod_cidr(config.use_pod_cidr);
-    tasks.spawn("datastore", follow(config.store, pipeline, stopped.clone()));
+    tasks.spawn("datastore", follow(config.store, pipeline, reports, stopped.clone()));
     tasks.spawn("readiness", report(cache, reporter, stopped.clone()));
     tasks.spawn("server", async move {
         let served = server.run(cancel).await;
@@ -85,10 +88,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the datastore and feeds the pipeline from it.
+/// What agents report, and how fast it may be written.
+struct Reports {
+    inbox: Arc<Inbox>,
+    per_second: f64,
+    metrics: Metrics,
+}
+
+/// Opens the datastore, feeds the pipeline from it, and writes to it what agents report.
 async fn follow(
     config: StoreConfig,
     mut pipeline: Pipeline,
+    reports: Reports,
     stopped: CancellationToken,
 ) -> anyhow::Result<()> {
     let store = tokio::select! {
@@ -96,9 +107,22 @@ async fn follow(
         () = stopped.cancelled() => return Ok(()),
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
-    let sources = store.sources();
+    let sources = store.clone().sources();
     let asks = pipeline.follow(&sources.iter().map(|source| source.name()).collect::<Vec<_>>());
-    tokio::join!(syncer::run(sources, sender, asks, stopped), pipeline.run(receiver));
+    let writing = async {
+        if reports.per_second > 0.0 {
+            // Only etcd has Calico's status keys; a folder of manifests belongs to its editors.
+            let keys = matches!(config, StoreConfig::Etcd(_));
+            if !matches!(config, StoreConfig::Directory { .. }) {
+                reports::write(reports.inbox, store, keys, reports.per_second, reports.metrics).await;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = async { tokio::join!(syncer::run(sources, sender, asks, stopped), pipeline.run(receiver)) } => {}
+        () = writing => {}
+    }
     Ok(())
 }
 

@@ -13,5 +13,6 @@ pub mod config;
 pub mod daemon;
 pub mod metrics;
 pub mod pipeline;
+pub mod reports;
 pub mod snapcache;
 pub mod syncserver;

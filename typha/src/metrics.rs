@@ -29,6 +29,9 @@ const KVS_PER_MESSAGE: &str = "typha_kvs_per_msg";
 const SENT_BYTES: &str = "typha_sent_bytes_total";
 const SNAPSHOT_SEND: &str = "typha_client_snapshot_send_secs";
 const REPORTS: &str = "typha_reports_total";
+const REPORTS_REFUSED: &str = "typha_reports_refused_total";
+const REPORT_WRITES: &str = "typha_report_writes_total";
+const REPORT_WRITES_FAILED: &str = "typha_report_writes_failed_total";
 
 #[derive(Clone)]
 pub struct Metrics {
@@ -54,6 +57,9 @@ pub struct Metrics {
     pub sent_bytes: Counter,
     pub snapshot_send: Histogram,
     pub reports: Counter,
+    pub reports_refused: Counter,
+    pub report_writes: Counter,
+    pub report_writes_failed: Counter,
 }
 
 impl Metrics {
@@ -82,6 +88,9 @@ impl Metrics {
             sent_bytes: counter!(SENT_BYTES),
             snapshot_send: histogram!(SNAPSHOT_SEND),
             reports: counter!(REPORTS),
+            reports_refused: counter!(REPORTS_REFUSED),
+            report_writes: counter!(REPORT_WRITES),
+            report_writes_failed: counter!(REPORT_WRITES_FAILED),
         };
         metrics.zero();
         metrics
@@ -107,6 +116,9 @@ impl Metrics {
             &self.listings,
             &self.sent_bytes,
             &self.reports,
+            &self.reports_refused,
+            &self.report_writes,
+            &self.report_writes_failed,
         ] {
             counter.increment(0);
         }
@@ -163,4 +175,7 @@ fn describe() {
     describe_counter!(SENT_BYTES, "Bytes of messages handed to streams.");
     describe_histogram!(SNAPSHOT_SEND, "Seconds from the hello to the first cut of a snapshot.");
     describe_counter!(REPORTS, "Status reports received from agents.");
+    describe_counter!(REPORTS_REFUSED, "Status reports refused: of another node, or not readable.");
+    describe_counter!(REPORT_WRITES, "Writes of status to the datastore.");
+    describe_counter!(REPORT_WRITES_FAILED, "Writes of status that failed, tried again or not.");
 }

@@ -77,6 +77,28 @@ impl Session {
     pub fn is_up(&self) -> bool {
         self.state == State::Established
     }
+
+    /// The same, for the datastore. A peer's address and type are in the session's name.
+    pub fn report(&self) -> typha_client::BgpSession {
+        let (origin, rest) = self.name.split_once('_').unwrap_or(("", &self.name));
+        let dots = rest.replace('_', ".");
+        let peer = match dots.parse::<std::net::Ipv4Addr>() {
+            Ok(_) => dots,
+            Err(_) => rest.replace('_', ":"),
+        };
+        let kind = match origin {
+            "Mesh" => "node-to-node mesh",
+            "Node" => "node specific",
+            _ => "global",
+        };
+        typha_client::BgpSession {
+            peer,
+            r#type: kind.to_owned(),
+            state: self.state.name().to_owned(),
+            info: self.reason.clone().unwrap_or_default(),
+            since: self.since.clone(),
+        }
+    }
 }
 
 /// Reads `show protocols` and `show protocols all`; protocols that are not BGP are passed over.
@@ -189,6 +211,20 @@ mod tests {
     fn reply(lines: &[(u16, &str)]) -> Reply {
         Reply {
             lines: lines.iter().map(|(code, text)| ReplyLine { code: *code, text: (*text).into() }).collect(),
+        }
+    }
+
+    #[test]
+    fn reports_name_the_peer_and_its_type() {
+        for (name, peer, kind) in [
+            ("Mesh_10_0_0_2", "10.0.0.2", "node-to-node mesh"),
+            ("Node_fd00__2", "fd00::2", "node specific"),
+            ("Global_fd00_0_0_0_0_0_0_1", "fd00:0:0:0:0:0:0:1", "global"),
+        ] {
+            let row = format!("{name} BGP --- up 04:59:40.218 Established");
+            let report = parse(&reply(&[(1002, &row)]))[0].report();
+            assert_eq!((report.peer.as_str(), report.r#type.as_str()), (peer, kind));
+            assert_eq!((report.state.as_str(), report.since.as_str()), ("Established", "04:59:40.218"));
         }
     }
 

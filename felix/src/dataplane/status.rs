@@ -1,7 +1,8 @@
 //! Status files: one per workload endpoint that is up, for CNI plugins that wait until a pod is programmed.
 //!
 //! A file exists while its endpoint is active, its interface up and its routes and rules are in the kernel. Files
-//! of endpoints that are gone, from this run or a former one, are removed after the first complete pass.
+//! of endpoints that are gone, from this run or a former one, are removed after the first complete pass. The same is
+//! reported to typha, which writes it to the datastore.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use felix_calc::output::WorkloadEndpoint;
 use serde::Serialize;
-use syncer_common::model::WorkloadEndpointKey;
+use syncer_common::model::{Key, WorkloadEndpointKey};
+use typha_client::Reports;
 
 use super::event_loop::workload_id;
 use super::model::Model;
@@ -30,6 +32,7 @@ struct Content<'a> {
 #[derive(Debug, Default)]
 pub struct StatusFiles {
     folder: Option<PathBuf>,
+    reports: Reports,
     written: BTreeMap<String, String>,
     read: bool,
     reported: bool,
@@ -42,12 +45,21 @@ impl StatusFiles {
         StatusFiles { folder, ..StatusFiles::default() }
     }
 
+    /// Where it is reported.
+    pub fn reporting(self, reports: Reports) -> StatusFiles {
+        StatusFiles { reports, ..self }
+    }
+
     /// After a pass: writes and removes what changed.
     pub fn update(&mut self, model: &Model, routes: &RouteTable) {
-        let Some(folder) = self.folder.clone() else { return };
         let up = |key: &WorkloadEndpointKey, endpoint: &WorkloadEndpoint| {
             endpoint.active && routes.is_up(&workload_id(key))
         };
+        self.reports.endpoints(model.workloads().map(|(key, endpoint)| {
+            (Key::WorkloadEndpoint(key.clone()), if up(key, endpoint) { "up" } else { "down" })
+        }));
+        self.reports.process(true);
+        let Some(folder) = self.folder.clone() else { return };
         let wanted: BTreeMap<String, String> = model
             .workloads()
             .filter(|(key, endpoint)| up(key, endpoint))

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse,
-    Identity, TlsOptions, Txn, TxnOp, TxnResponse,
+    Identity, PutOptions, TlsOptions, Txn, TxnOp, TxnResponse,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -482,6 +482,16 @@ impl Datastore for EtcdStore {
             .and_then([TxnOp::put(key, value, None)])
             .or_else([TxnOp::get(key, Some(GetOptions::new().with_keys_only()))]);
         self.compare_and(key, txn, expected).await
+    }
+
+    async fn put_expiring(&self, key: &str, value: Bytes, lifetime: Duration) -> Result<Revision> {
+        let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
+        let grant =
+            |mut connection: Connection| async move { connection.client.lease_grant(seconds, None).await };
+        let granted = self.once(REQUEST_TIMEOUT, grant).await;
+        let lease = granted.map_err(|failure| failure.into_error(format!("etcd lease for {key}"), 0))?.id();
+        let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+        txn_revision(&self.transaction(key, Txn::new().and_then([put])).await?)
     }
 
     async fn delete(&self, key: &str, expected: Option<Revision>) -> Result<Revision> {

@@ -8,7 +8,7 @@
 //! implementation.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -162,6 +162,12 @@ pub trait Datastore: Send + Sync + 'static {
 
     /// Replaces the object if its `mod_revision` is `expected`. Returns the new revision.
     async fn replace(&self, key: &str, value: Bytes, expected: Revision) -> Result<Revision>;
+
+    /// Writes a value that goes by itself when it has not been written again for `lifetime`. Only etcd has this.
+    async fn put_expiring(&self, key: &str, _value: Bytes, _lifetime: Duration) -> Result<Revision> {
+        let reason = "this datastore has no values that expire".into();
+        Err(Error::Invalid { what: key.into(), reason })
+    }
 
     /// Deletes the object, if `expected` is given only at that `mod_revision`. Returns the new revision.
     async fn delete(&self, key: &str, expected: Option<Revision>) -> Result<Revision>;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use syncer_common::model::{Kind, Update};
 
+use crate::Reports;
+
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// `host:port` of every typha. Each agent goes through them in an order of its own (by node name), so that
@@ -23,6 +25,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Waits between attempts: the first, and the longest.
     pub backoff: (Duration, Duration),
+    /// What the agent reports: it keeps a handle of its own.
+    pub reports: Reports,
 }
 
 impl ClientConfig {
@@ -41,6 +45,7 @@ impl ClientConfig {
             read_timeout: Duration::from_secs(6),
             connect_timeout: Duration::from_secs(5),
             backoff: (Duration::from_millis(100), Duration::from_secs(5)),
+            reports: Reports::default(),
         }
     }
 }

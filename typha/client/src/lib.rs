@@ -3,6 +3,7 @@
 //! ```text
 //! run ── discovery: which server next        (servers.rs)
 //!     ── one stream: hello, messages, acks   (stream.rs)
+//!     ── what the agent reports            (reports.rs)
 //!     ── what has been delivered, per key    (held.rs, pure)   ── ClientEvent ──> the agent
 //! ```
 //!
@@ -15,9 +16,12 @@ mod client;
 mod config;
 mod held;
 mod metrics;
+mod reports;
 mod servers;
 mod stream;
 mod wire;
 
 pub use client::run;
 pub use config::{ClientConfig, ClientEvent, CutId};
+pub use proto::sync::BgpSession;
+pub use reports::Reports;

@@ -15,6 +15,7 @@ use tonic::{Request, Streaming};
 
 use crate::held::{Held, News};
 use crate::metrics::Metrics;
+use crate::reports::Outgoing;
 use crate::wire::ServerMessage;
 use crate::{ClientConfig, ClientEvent, CutId};
 
@@ -83,6 +84,7 @@ struct Stream<'a> {
     not_in_sync_since: Option<Instant>,
     elsewhere: bool,
     ack_again: Instant,
+    reports: Outgoing,
 }
 
 impl Agent {
@@ -102,6 +104,7 @@ impl Agent {
         _ = outbound.try_send(ClientMessage { message: Some(hello) });
         let mut inbound = self.open(server, channel, messages).await?;
 
+        let reports = self.config.reports.outgoing();
         let mut stream = Stream {
             agent: self,
             server: server.to_owned(),
@@ -110,6 +113,7 @@ impl Agent {
             not_in_sync_since: None,
             elsewhere,
             ack_again: Instant::now() + ACK_AGAIN,
+            reports,
         };
         stream.greet(&mut inbound, course).await?;
         loop {
@@ -206,6 +210,7 @@ impl Stream<'_> {
     ) -> Result<Option<End>, End> {
         let limit = self.agent.config.read_timeout;
         let mut acks = self.agent.acks.clone();
+        let outbound = self.outbound.clone();
         let message = {
             let silence = Instant::now() + limit;
             let mut open = true;
@@ -217,6 +222,16 @@ impl Stream<'_> {
                         self.acknowledge(&mut acks);
                     }
                     () = tokio::time::sleep_until(self.ack_again) => self.acknowledge(&mut acks),
+                    // As the server takes them: what changes meanwhile is sent once.
+                    Ok(permit) = async {
+                        self.reports.due().await;
+                        outbound.reserve().await
+                    } => {
+                        if let Some(report) = self.reports.next() {
+                            let report = client_message::Message::Report(sync::Report { report: Some(report) });
+                            permit.send(ClientMessage { message: Some(report) });
+                        }
+                    }
                     () = tokio::time::sleep_until(silence) => {
                         return Err(End::Silent { server: self.server.clone(), after: limit });
                     }

@@ -84,6 +84,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.context.registry.remove(self.id);
+        self.context.reports.close(self.id);
         if self.streaming {
             self.context.metrics.connections_streaming.decrement(1.0);
         }
@@ -194,6 +195,7 @@ impl Connection {
     fn register(&mut self, hello: &ClientHello, kinds: KindSet) {
         let client = Arc::new(Client::new(hello, self.address, kinds));
         let id = self.context.registry.add(client.clone());
+        self.context.reports.open(id, &client.node, &client.agent, client.session.clone());
         self.context.metrics.connections_accepted.increment(1);
         self.registered = Some(Registered { context: self.context.clone(), client, id, streaming: false });
     }
@@ -419,10 +421,15 @@ impl Connection {
                 let own = ack.epoch == self.context.cache.read().epoch();
                 client.on_ack(if own { ack.seq } else { 0 });
             }
-            // Counted and logged; writing reports to the datastore is not part of this server yet.
             Some(client_message::Message::Report(report)) => {
                 self.context.metrics.reports.increment(1);
-                tracing::debug!(node = client.node, agent = client.agent, ?report, "report received");
+                let taken = report.report.map(|report| {
+                    self.context.reports.take(registered.id, report, std::time::Instant::now())
+                });
+                if let Some(Err(refusal)) = taken {
+                    self.context.metrics.reports_refused.increment(1);
+                    tracing::warn!(node = client.node, agent = client.agent, %refusal, "report refused");
+                }
             }
             Some(client_message::Message::Digest(_)) => {
                 tracing::debug!(

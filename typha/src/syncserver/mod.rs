@@ -33,6 +33,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::metrics::Metrics;
 use crate::pipeline::Intake;
+use crate::reports::Inbox;
 use crate::snapcache::{Shared, message};
 use registry::Registry;
 
@@ -91,6 +92,7 @@ struct Context {
     metrics: Metrics,
     options: Options,
     registry: Registry,
+    reports: Arc<Inbox>,
     heartbeat: watch::Sender<Bytes>,
     /// Clients are asked to leave.
     drain: CancellationToken,
@@ -150,12 +152,18 @@ impl Server {
             metrics,
             options,
             registry: Registry::default(),
+            reports: Arc::default(),
             heartbeat: watch::Sender::new(Bytes::new()),
             drain: CancellationToken::new(),
             closed: CancellationToken::new(),
             started: Instant::now(),
         };
         Ok(Server { context: Arc::new(context), listener, address })
+    }
+
+    /// What agents report, for the writer.
+    pub fn reports(&self) -> Arc<Inbox> {
+        self.context.reports.clone()
     }
 
     pub fn address(&self) -> SocketAddr {

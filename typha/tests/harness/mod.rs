@@ -27,7 +27,7 @@ use typha::metrics::Metrics;
 use typha::pipeline::Intake;
 use typha::snapcache::{Cache, Shared};
 use typha::syncserver::{Options, Server};
-use typha_client::{ClientConfig, ClientEvent, CutId};
+use typha_client::{ClientConfig, ClientEvent, CutId, Reports};
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -181,6 +181,7 @@ pub struct Account {
 pub struct Agent {
     pub account: Arc<Mutex<Account>>,
     pub acks: watch::Sender<Option<CutId>>,
+    pub reports: Reports,
     /// While held, the agent does not take anything in.
     pub busy: Arc<tokio::sync::Mutex<()>>,
     cancel: CancellationToken,
@@ -195,6 +196,7 @@ impl Agent {
         let mut config = ClientConfig::new(servers.to_vec(), node, agent, "test 0");
         config.read_timeout = Duration::from_secs(3);
         config.backoff = (Duration::from_millis(20), Duration::from_millis(200));
+        let reports = config.reports.clone();
         let (events, mut inbox) = mpsc::channel(1);
         let (acks, acked) = watch::channel(None);
         let cancel = CancellationToken::new();
@@ -210,7 +212,7 @@ impl Agent {
                 }
             }
         });
-        Agent { account, acks, busy, cancel }
+        Agent { account, acks, reports, busy, cancel }
     }
 
     pub fn look(&self) -> Account {
