@@ -137,7 +137,8 @@ impl Settings<'_> {
             Some(other) => bail!("USE_POD_CIDR {other:?} is not known: use true or false"),
         };
         let context = given.context.clone().or_else(|| self.get("K8S_CURRENT_CONTEXT", "k8sCurrentContext"));
-        Ok(KubernetesConfig { kubeconfig, context, group, use_pod_cidr })
+        let interface_prefix = self.get("FELIX_INTERFACEPREFIX", "interfacePrefix");
+        Ok(KubernetesConfig { kubeconfig, context, group, use_pod_cidr, interface_prefix })
     }
 }
 

@@ -18,6 +18,7 @@ use syncer_common::backend::config::{self, KubernetesConfig, StoreConfig};
 use syncer_common::kubernetes::{self, ApiGroup, Options};
 use syncer_common::testing::kubernetes::KubeServer;
 
+const KUBEVIRT: &str = include_str!("manifests/kubevirt.yaml");
 const NAMESPACE: &str = "bulrush-system";
 const GROUPS: [ApiGroup; 2] = [ApiGroup::V1, ApiGroup::V3];
 /// What everybody may ask about themselves.
@@ -109,6 +110,7 @@ async fn accounts_may_do_what_they_must_and_nothing_else() {
         server.install_crds(group).await;
     }
     server.apply_folder("crds/policy").await;
+    server.apply(KUBEVIRT).await;
     server.apply(&manifests()).await;
     let token = server.service_account_token(NAMESPACE, "bulrush-typha").await;
     let typha = server.client_for(&token).await;
@@ -168,6 +170,7 @@ async fn the_datastore_opens_under_the_account_of_typha() {
         server.install_crds(group).await;
     }
     server.apply_folder("crds/policy").await;
+    server.apply(KUBEVIRT).await;
     server.apply(&manifests()).await;
     let token = server.service_account_token(NAMESPACE, "bulrush-typha").await;
     for group in GROUPS {

@@ -7,6 +7,7 @@ use syncer_common::apis::{ApiKind, Resource};
 use syncer_common::kubernetes::{self, ApiGroup, ApiResource, Located, Options, Read};
 use syncer_common::model::{BlockAffinityKey, DeletionReason, Key, Update, Value};
 use syncer_common::processors::{Converted, Processors};
+use syncer_common::selector::Selector;
 
 const UID: &str = "30316465-6365-4463-ad63-3564622d3638";
 
@@ -78,6 +79,48 @@ fn node() -> Json {
             "images": [{ "names": ["i"], "sizeBytes": 1 }],
         },
     })
+}
+
+fn migration(phase: &str, source_pod: Option<&str>) -> Json {
+    let state = source_pod.map(|pod| json!({ "sourcePod": pod, "targetNode": "node-2" }));
+    json!({
+        "metadata": { "name": "move", "namespace": "vms", "uid": UID, "resourceVersion": "9", "labels": { "by": "drain" } },
+        "spec": { "vmiName": "db" },
+        "status": { "phase": phase, "migrationState": state },
+    })
+}
+
+#[test]
+fn migration_of_a_machine_names_both_ends() {
+    let kind = "VirtualMachineInstanceMigration";
+    let path = "/calico/resources/v3/projectcalico.org/livemigrations/vms/move";
+    let migrated = |object| match live(&updates(kind, &object), path) {
+        Value::LiveMigration(migration) => migration.clone(),
+        other => panic!("{other:?}"),
+    };
+    let early = migrated(migration("Scheduling", None));
+    assert_eq!(early.source, None);
+    let selector = format!("vmi.kubevirt.io/id == \"db\" && kubevirt.io/migrationJobUID == \"{UID}\"");
+    let canonical = |text: &str| Selector::parse(text).unwrap().canonical().to_owned();
+    assert_eq!(canonical(&early.target_selector), canonical(&selector));
+    for phase in ["Scheduled", "PreparingTarget", "TargetReady", "Running", "Failed"] {
+        let source = migrated(migration(phase, Some("virt-launcher-db-x"))).source.unwrap();
+        let (orchestrator, workload) = (source.orchestrator_id.as_str(), source.workload_id.as_str());
+        assert_eq!((orchestrator, workload, &*source.endpoint_id), ("k8s", "vms/virt-launcher-db-x", ""));
+    }
+    let mut without_uid = migration("Running", None);
+    without_uid["metadata"]["uid"] = "".into();
+    let mut without_machine = migration("Running", None);
+    without_machine["spec"] = json!({});
+    let others = ["", "Pending", "Succeeded", "Other"].map(|phase| migration(phase, None));
+    for object in others.into_iter().chain([without_uid, without_machine]) {
+        let read = read(kind, &object);
+        assert_eq!((read.path.as_str(), read.value), (path, None), "{object}");
+    }
+    let located = kubernetes::locate(path, &Options::default()).unwrap();
+    assert_eq!((located.resource.kind, located.namespace.as_deref()), (kind, Some("vms")));
+    let error = kubernetes::write(path, b"{}", &Options::default()).unwrap_err();
+    assert!(error.reason.contains("VirtualMachineInstanceMigration move"), "{error:?}");
 }
 
 #[test]

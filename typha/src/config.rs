@@ -49,6 +49,11 @@ pub const SPECS: &[Spec] = &[
         "Group of Calico's custom resources, crd.projectcalico.org/v1 or projectcalico.org/v3; empty = ask the server",
     ),
     spec("UsePodCIDR", "false", "Blocks come from the nodes' pod CIDRs instead of Calico's IPAM"),
+    spec(
+        "InterfacePrefix",
+        "cali",
+        "What the names of pods' interfaces start with, for DatastoreType kubernetes: the first of felix's prefixes",
+    ),
     spec("Directory", "", "Folder of manifests, for DatastoreType directory"),
     spec(
         "AcceptHistory",
@@ -181,6 +186,7 @@ fn kubernetes(settings: &Settings) -> Result<KubernetesConfig, SettingsError> {
         context: settings.get("KubeContext")?,
         group,
         use_pod_cidr: settings.get("UsePodCIDR")?,
+        interface_prefix: settings.get("InterfacePrefix")?,
     })
 }
 

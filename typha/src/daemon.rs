@@ -114,7 +114,7 @@ async fn follow(
             // Only etcd has Calico's status keys; a folder of manifests belongs to its editors.
             let keys = matches!(config, StoreConfig::Etcd(_));
             if !matches!(config, StoreConfig::Directory { .. }) {
-                reports::write(reports.inbox, store, keys, reports.per_second, reports.metrics).await;
+                reports::write(reports.inbox, store.clone(), keys, reports.per_second, reports.metrics).await;
             }
         }
         std::future::pending::<()>().await;
@@ -122,8 +122,20 @@ async fn follow(
     tokio::select! {
         _ = async { tokio::join!(syncer::run(sources, sender, asks, stopped), pipeline.run(receiver)) } => {}
         () = writing => {}
+        () = count(&*store) => {}
     }
     Ok(())
+}
+
+/// Publishes what the datastore's client counts.
+async fn count(store: &dyn Datastore) {
+    let mut beats = tokio::time::interval(BEAT);
+    loop {
+        beats.tick().await;
+        for (event, number) in store.counters() {
+            Metrics::datastore_events(event).absolute(number);
+        }
+    }
 }
 
 async fn open(config: &StoreConfig) -> anyhow::Result<Arc<dyn Datastore>> {

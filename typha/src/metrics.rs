@@ -25,6 +25,7 @@ const REVISION: &str = "typha_datastore_revision";
 const AGE: &str = "typha_data_age_seconds";
 const CONNECTED: &str = "typha_datastore_connected";
 const RELISTS: &str = "typha_datastore_listings_total";
+const DATASTORE_EVENTS: &str = "typha_datastore_client_events_total";
 const KVS_PER_MESSAGE: &str = "typha_kvs_per_msg";
 const SENT_BYTES: &str = "typha_sent_bytes_total";
 const SNAPSHOT_SEND: &str = "typha_client_snapshot_send_secs";
@@ -101,6 +102,11 @@ impl Metrics {
         gauge!(REVISION, "source" => source.to_owned())
     }
 
+    /// What the datastore's client saw.
+    pub fn datastore_events(event: &'static str) -> Counter {
+        counter!(DATASTORE_EVENTS, "event" => event)
+    }
+
     fn zero(&self) {
         for counter in [
             &self.connections_accepted,
@@ -171,6 +177,11 @@ fn describe() {
     describe_gauge!(AGE, "How old the data can be; -1 while it was never proven.");
     describe_gauge!(CONNECTED, "1 while the datastore answers.");
     describe_counter!(RELISTS, "Listings of the datastore, the first included.");
+    describe_counter!(
+        DATASTORE_EVENTS,
+        "Kubernetes: events passed on (event), without effect (skipped), objects or parts of them that could \
+         not be used (finding), kinds no longer served (vanished)."
+    );
     describe_histogram!(KVS_PER_MESSAGE, "Entries per message.");
     describe_counter!(SENT_BYTES, "Bytes of messages handed to streams.");
     describe_histogram!(SNAPSHOT_SEND, "Seconds from the hello to the first cut of a snapshot.");

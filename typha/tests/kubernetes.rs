@@ -28,6 +28,19 @@ fn labels(agent: &Agent, pod: &str) -> Option<Vec<(String, String)>> {
     })
 }
 
+/// The files of a service account, as a pod has them.
+fn account(server: &KubeServer, token: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("token"), token).unwrap();
+    std::fs::write(folder.path().join("namespace"), "bulrush-system").unwrap();
+    std::fs::copy(server.ca_file(), folder.path().join("ca.crt")).unwrap();
+    folder
+}
+
+fn owned((host, port): (&str, &str)) -> (String, String) {
+    (host.to_owned(), port.to_owned())
+}
+
 fn resumed_by_delta(typha: &Typha) -> bool {
     let counted = |text: String| text.lines().any(|line| line == "typha_resumes_total{verdict=\"delta\"} 1");
     typha.get("/metrics").is_some_and(counted)
@@ -45,11 +58,25 @@ async fn agents_keep_what_they_hold_and_follow_the_cluster() {
     let token = server.service_account_token("bulrush-system", "bulrush-typha").await;
     let kubeconfig = server.kubeconfig_for(&token).display().to_string();
     let settings = [("TYPHA_DATASTORETYPE", "kubernetes"), ("TYPHA_KUBECONFIG", kubeconfig.as_str())];
-    let mut replicas = [Typha::start(&settings), Typha::start(&settings)];
+    // One is given a kubeconfig, the other runs as in a pod.
+    let account = account(&server, &token);
+    let (host, port) = server.url().strip_prefix("https://").unwrap().rsplit_once(':').map(owned).unwrap();
+    let in_pod = [
+        ("TYPHA_DATASTORETYPE", "kubernetes"),
+        ("KUBERNETES_SERVICE_HOST", host.as_str()),
+        ("KUBERNETES_SERVICE_PORT", port.as_str()),
+    ];
+    let mut replicas = [Typha::start(&settings), Typha::start_in_pod(account.path(), &in_pod)];
     for replica in &replicas {
         replica.ready().await;
     }
     let servers: Vec<String> = replicas.iter().map(|replica| replica.server.to_string()).collect();
+    for replica in &replicas {
+        let metrics = replica.get("/metrics").unwrap();
+        let events =
+            metrics.lines().any(|line| line.starts_with("typha_datastore_client_events_total{event="));
+        assert!(events, "{metrics}");
+    }
     let agent = Agent::start(&servers, "felix");
     eventually("the agent to be in sync", || agent.look().in_sync == 1).await;
     assert!(labels(&agent, "api-1").is_some());

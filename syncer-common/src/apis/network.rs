@@ -142,3 +142,38 @@ pub struct IpamConfigSpec {
     pub max_blocks_per_host: u32,
     pub ip_cooldown_seconds: u32,
 }
+
+/// Written by others with the names of Go's fields, which are read in either case.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LiveMigrationSpec {
+    #[serde(alias = "Source")]
+    pub source: Option<MigrationEnd>,
+    #[serde(alias = "Target")]
+    pub target: Option<MigrationEnd>,
+}
+
+/// One of its members: a source has no selector, a target no workload.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MigrationEnd {
+    #[serde(alias = "Selector")]
+    pub selector: Option<String>,
+    #[serde(alias = "Workload")]
+    pub workload: Option<MigratingWorkload>,
+    #[serde(alias = "WorkloadEndpoint")]
+    pub workload_endpoint: Option<MigratingWorkload>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MigratingWorkload {
+    #[serde(alias = "Hostname")]
+    pub hostname: String,
+    #[serde(rename = "orchestratorID", alias = "OrchestratorID")]
+    pub orchestrator_id: String,
+    #[serde(rename = "workloadID", alias = "WorkloadID")]
+    pub workload_id: String,
+    #[serde(rename = "endpointID", alias = "EndpointID")]
+    pub endpoint_id: String,
+}

@@ -53,6 +53,8 @@ pub struct KubernetesConfig {
     pub group: Option<ApiGroup>,
     /// Blocks come from the nodes' pod CIDRs instead of Calico's IPAM.
     pub use_pod_cidr: bool,
+    /// What the names of pods' interfaces start with; without one, `cali`.
+    pub interface_prefix: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,7 +23,7 @@ use bytes::Bytes;
 
 use super::config::KubernetesConfig;
 use super::{Datastore, KeyValue, Result, Revision, Source};
-use crate::kubernetes::{self as conversion, ApiGroup, ApiResource, Options};
+use crate::kubernetes::{self as conversion, ApiGroup, ApiResource};
 
 mod api;
 mod connection;
@@ -65,6 +65,9 @@ impl Default for Timing {
     }
 }
 
+/// Behind it the name of an interface has 11 characters, and Linux gives it 15 (IFNAMSIZ, with a zero).
+const MAX_INTERFACE_PREFIX: usize = 4;
+
 /// What the watches have seen, of all kinds together.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -92,6 +95,14 @@ impl KubernetesStore {
     }
 
     pub async fn open_with(config: KubernetesConfig, timing: Timing) -> Result<Self> {
+        if let Some(prefix) = &config.interface_prefix
+            && !(1..=MAX_INTERFACE_PREFIX).contains(&prefix.len())
+        {
+            return Err(super::Error::Invalid {
+                what: "interface prefix".into(),
+                reason: format!("{prefix:?} does not have 1 to {MAX_INTERFACE_PREFIX} characters"),
+            });
+        }
         let client = match connection::connect(&config).await {
             Ok(client) => Some(client),
             Err(error @ super::Error::Invalid { .. }) => return Err(error),
@@ -112,8 +123,8 @@ impl KubernetesStore {
 /// One for each kind that anybody reads. Where two groups have a plural in common its group is in its name;
 /// the name of a kind of Calico's does not tell which of its groups serves it.
 fn kinds(api: &Arc<Api>, counters: &Arc<Counters>) -> Vec<Arc<Kind>> {
-    let old = conversion::watched(&options(api, ApiGroup::V1));
-    let new = conversion::watched(&options(api, ApiGroup::V3));
+    let old = conversion::watched(&api.options(ApiGroup::V1));
+    let new = conversion::watched(&api.options(ApiGroup::V3));
     let mut plurals: HashMap<&str, usize> = HashMap::new();
     for resource in &old {
         *plurals.entry(resource.plural).or_default() += 1;
@@ -133,10 +144,6 @@ fn kinds(api: &Arc<Api>, counters: &Arc<Counters>) -> Vec<Arc<Kind>> {
         Arc::new(Kind::new(api.clone(), counters.clone(), name, [old, new]))
     };
     old.iter().cloned().map(kind).collect()
-}
-
-fn options(api: &Api, group: ApiGroup) -> Options {
-    Options { group, use_pod_cidr: api.use_pod_cidr(), ..Options::default() }
 }
 
 fn is_calico(resource: &ApiResource) -> bool {
@@ -164,6 +171,12 @@ fn collection(resource: &ApiResource, namespace: &str) -> String {
 impl Datastore for KubernetesStore {
     fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>> {
         self.kinds.iter().map(|kind| Arc::new(KindSource(kind.clone())) as Arc<dyn Source>).collect()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Counters { events, skipped, findings, vanished } = &*self.counters;
+        let all = [("event", events), ("skipped", skipped), ("finding", findings), ("vanished", vanished)];
+        all.map(|(name, counter)| (name, counter.load(Ordering::Relaxed))).to_vec()
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {

@@ -152,6 +152,11 @@ pub trait Datastore: Send + Sync + 'static {
     /// What is to be listed and watched. Their key spaces do not overlap.
     fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>>;
 
+    /// What its client has counted since it was opened, by name.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     async fn get(&self, key: &str) -> Result<Option<KeyValue>>;
 
     /// Objects whose key starts with `prefix`.

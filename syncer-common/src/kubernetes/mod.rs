@@ -15,6 +15,7 @@ mod cluster_network_policy;
 mod custom;
 mod ipam;
 mod label_selector;
+mod live_migration;
 mod network_policy;
 mod node;
 mod object;
@@ -135,6 +136,7 @@ pub fn read(resource: &ApiResource, options: &Options, object: &[u8]) -> Result<
         Form::ServiceAccount => profile::read_service_account(object),
         Form::NetworkPolicy => network_policy::read(object),
         Form::ClusterNetworkPolicy => cluster_network_policy::read(object),
+        Form::LiveMigration => live_migration::read(object),
         Form::Raw(kind) => raw::read(kind, resource, object),
         Form::Custom(kind) => custom::read(kind, options.group, object),
         Form::Ipam(kind) => ipam::read(kind, object),
@@ -150,6 +152,7 @@ pub fn path(resource: &ApiResource, _options: &Options, object: &[u8]) -> Option
         Form::ServiceAccount => profile::service_account_path(object),
         Form::NetworkPolicy => network_policy::path(object),
         Form::ClusterNetworkPolicy => cluster_network_policy::path(object),
+        Form::LiveMigration => live_migration::path(object),
         Form::Raw(kind) => raw::path(kind, object),
         Form::Custom(kind) => custom::path(kind, object),
         Form::Ipam(kind) => ipam::path(kind, object),
@@ -186,6 +189,7 @@ pub fn locate(path: &str, options: &Options) -> Option<Located> {
         }
         network_policy::KIND => (Form::NetworkPolicy, Some(key.namespace), key.name),
         cluster_network_policy::KIND => (Form::ClusterNetworkPolicy, None, key.name),
+        live_migration::KIND => (Form::LiveMigration, Some(key.namespace), key.name),
         kind => match resources::raw(kind) {
             Some(form) => (form, Some(key.namespace), key.name),
             None => return locate_custom(key, options),

@@ -16,6 +16,7 @@ pub(super) enum Form {
     ServiceAccount,
     NetworkPolicy,
     ClusterNetworkPolicy,
+    LiveMigration,
     /// Kept as it is, under a kind of its own.
     Raw(&'static str),
     /// A custom resource that holds a v3 resource.
@@ -37,8 +38,8 @@ const fn cluster_wide(resource: ApiResource) -> ApiResource {
     ApiResource { namespaced: false, ..resource }
 }
 
-/// Kubernetes' own.
-pub(super) const KUBERNETES: [(ApiResource, Form); 8] = [
+/// Those of others: Kubernetes' own, and KubeVirt's.
+pub(super) const KUBERNETES: [(ApiResource, Form); 9] = [
     (core("", "v1", "pods", "Pod"), Form::Pod),
     (cluster_wide(core("", "v1", "nodes", "Node")), Form::Node),
     (cluster_wide(core("", "v1", "namespaces", "Namespace")), Form::Namespace),
@@ -54,6 +55,10 @@ pub(super) const KUBERNETES: [(ApiResource, Form); 8] = [
             "ClusterNetworkPolicy",
         )),
         Form::ClusterNetworkPolicy,
+    ),
+    (
+        core("kubevirt.io", "v1", "virtualmachineinstancemigrations", "VirtualMachineInstanceMigration"),
+        Form::LiveMigration,
     ),
 ];
 
@@ -128,6 +133,7 @@ pub(super) fn roots(form: Form) -> Vec<String> {
         Form::ServiceAccount => below(&format!("profiles/{}", profile::SERVICE_ACCOUNT_PREFIX)),
         Form::NetworkPolicy => below("kubernetesnetworkpolicies/"),
         Form::ClusterNetworkPolicy => below("kubernetesclusternetworkpolicies/"),
+        Form::LiveMigration => below("livemigrations/"),
         Form::Raw("KubernetesService") => below("kubernetesservice/"),
         Form::Raw(_) => below("kubernetesendpointslices/"),
         Form::Custom(kind) => below(&format!("{}/", kind.plural)),

@@ -27,10 +27,11 @@ pub enum Kind {
     Service,
     EndpointSlice,
     CalicoNodeStatus,
+    LiveMigration,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 22] = [
+    pub const ALL: [Kind; 23] = [
         Kind::ReadyFlag,
         Kind::GlobalConfig,
         Kind::HostConfig,
@@ -53,10 +54,11 @@ impl Kind {
         Kind::Service,
         Kind::EndpointSlice,
         Kind::CalicoNodeStatus,
+        Kind::LiveMigration,
     ];
 
     /// What felix reads. BGP settings: service ranges that must not loop, and which workloads peer.
-    pub const FELIX: [Kind; 19] = [
+    pub const FELIX: [Kind; 20] = [
         Kind::ReadyFlag,
         Kind::GlobalConfig,
         Kind::HostConfig,
@@ -76,6 +78,7 @@ impl Kind {
         Kind::Wireguard,
         Kind::Service,
         Kind::EndpointSlice,
+        Kind::LiveMigration,
     ];
 
     /// What confd reads.
@@ -128,6 +131,7 @@ impl Kind {
             Kind::Service => "KubernetesService",
             Kind::EndpointSlice => "KubernetesEndpointSlice",
             Kind::CalicoNodeStatus => "CalicoNodeStatus",
+            Kind::LiveMigration => "LiveMigration",
         }
     }
 
@@ -161,6 +165,7 @@ impl Kind {
                 "KubernetesService" => Kind::Service,
                 "KubernetesEndpointSlice" => Kind::EndpointSlice,
                 "CalicoNodeStatus" => Kind::CalicoNodeStatus,
+                "LiveMigration" => Kind::LiveMigration,
                 _ => return None,
             },
             _ => return None,

@@ -6,7 +6,9 @@ use super::Outcome;
 use super::addresses::{mac, parse_address, parse_net};
 use super::findings::Findings;
 use super::rules::{self, NAMESPACE_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
-use crate::apis::network::{EndpointPort, HostEndpointSpec, WorkloadEndpointSpec};
+use crate::apis::network::{
+    EndpointPort, HostEndpointSpec, LiveMigrationSpec, MigratingWorkload, WorkloadEndpointSpec,
+};
 use crate::apis::{FieldError, Resource};
 use crate::model::{HostEndpointKey, Key, ResourceKey, Update, Value, WorkloadEndpointKey};
 
@@ -144,6 +146,22 @@ pub(super) fn convert_host(
     };
     let own = Key::HostEndpoint(HostEndpointKey { host: spec.node, endpoint: key.name.clone() });
     Ok(Outcome::Shared(Box::new((own, Value::HostEndpoint(endpoint)))))
+}
+
+pub(super) fn convert_migration(key: &ResourceKey, resource: &Resource) -> Result<Update, FieldError> {
+    let LiveMigrationSpec { source, target } = resource.typed_spec()?;
+    let (source, target) = (source.unwrap_or_default(), target.unwrap_or_default());
+    let migration = v1::LiveMigration {
+        source: source.workload.or(source.workload_endpoint).map(migrating),
+        target_selector: target.selector.unwrap_or_default(),
+        target: target.workload_endpoint.map(migrating),
+    };
+    Ok(Update::set(Key::Resource(key.clone()), Value::LiveMigration(migration)))
+}
+
+fn migrating(workload: MigratingWorkload) -> v1::Workload {
+    let MigratingWorkload { hostname, orchestrator_id, workload_id, endpoint_id } = workload;
+    v1::Workload { hostname, orchestrator_id, workload_id, endpoint_id }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ pub const DEFAULT_ALLOW_PROFILE: &str = "projectcalico-default-allow";
 const HOST_AFFINITY: &str = "host";
 
 /// Kinds of which nothing counts when a part is wrong, whatever the part.
-const ALL_OR_NOTHING: [&str; 2] = ["BGPFilter", "CalicoNodeStatus"];
+const ALL_OR_NOTHING: [&str; 3] = ["BGPFilter", "CalicoNodeStatus", "LiveMigration"];
 
 /// What one change of the datastore means.
 #[derive(Debug, Default)]
@@ -332,6 +332,7 @@ impl Processors {
             | "BGPPeer"
             | "BGPFilter"
             | "CalicoNodeStatus"
+            | "LiveMigration"
             | "KubernetesService"
             | "KubernetesEndpointSlice" => vec![Key::Resource(key.clone())],
             _ => vec![policies::key(key)],
@@ -408,6 +409,7 @@ fn convert(key: &ResourceKey, resource: &Resource, findings: &mut Findings) -> R
         "BGPPeer" => Outcome::Entries(vec![bgp::convert_peer(key, resource, findings)?]),
         "BGPFilter" => Outcome::Entries(vec![bgp::convert_filter(key, resource)?]),
         "CalicoNodeStatus" => Outcome::Entries(vec![cluster::convert_node_status(key, resource)?]),
+        "LiveMigration" => Outcome::Entries(vec![endpoints::convert_migration(key, resource)?]),
         "KubernetesService" => Outcome::Entries(vec![services::convert_service(key, resource, findings)?]),
         other => return Err(FieldError::new("kind", format!("{other} is not converted"))),
     })
@@ -438,6 +440,7 @@ fn is_converted(kind: &str) -> bool {
             | "BGPPeer"
             | "BGPFilter"
             | "CalicoNodeStatus"
+            | "LiveMigration"
             | "KubernetesService"
             | "KubernetesEndpointSlice"
     )

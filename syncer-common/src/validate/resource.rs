@@ -7,8 +7,8 @@ use super::rule;
 use crate::apis::bgp::ClusterInformationSpec;
 use crate::apis::ipam::{Affinity, Block, read_block};
 use crate::apis::network::{
-    EndpointPort, HostEndpointSpec, IpPoolSpec, IpReservationSpec, IpamConfigSpec, NodeSpec, NodeStatus,
-    WorkloadEndpointSpec,
+    EndpointPort, HostEndpointSpec, IpPoolSpec, IpReservationSpec, IpamConfigSpec, LiveMigrationSpec,
+    NodeSpec, NodeStatus, WorkloadEndpointSpec,
 };
 use crate::apis::operations::{CalicoNodeStatusSpec, KubeControllersConfigurationSpec};
 use crate::apis::policy::{NetworkSetSpec, PolicySpec, ProfileSpec, TierSpec};
@@ -227,6 +227,7 @@ impl Errors {
             "FelixConfiguration" => self.felix_configuration(resource),
             "KubeControllersConfiguration" => self.controllers(&resource.typed_spec()?),
             "CalicoNodeStatus" => self.node_status(&resource.typed_spec()?),
+            "LiveMigration" => self.migration(&resource.typed_spec()?),
             "StagedKubernetesNetworkPolicy" => {
                 let action = resource.spec.get("stagedAction").and_then(Json::as_str).unwrap_or_default();
                 self.one_of("spec.stagedAction", action, &STAGED_ACTIONS);
@@ -480,6 +481,28 @@ impl Errors {
     fn given(&mut self, field: &str, text: &str, parse: fn(&str) -> Result<String, String>) {
         if !text.is_empty() {
             self.check(field, parse(text));
+        }
+    }
+
+    fn migration(&mut self, spec: &LiveMigrationSpec) {
+        let ends = [
+            ("spec.source", &spec.source, ["workload", "workloadEndpoint"]),
+            ("spec.target", &spec.target, ["selector", "workloadEndpoint"]),
+        ];
+        for (field, end, names) in ends {
+            let Some(end) = end else { continue };
+            let given = [
+                ("selector", end.selector.is_some()),
+                ("workload", end.workload.is_some()),
+                ("workloadEndpoint", end.workload_endpoint.is_some()),
+            ];
+            let given: Vec<&str> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+            if given.len() != 1 || !names.contains(&given[0]) {
+                self.add(field, format!("has to have exactly one of {}", names.join(", ")));
+            }
+        }
+        if let Some(selector) = spec.target.as_ref().and_then(|target| target.selector.as_deref()) {
+            self.selector("spec.target.selector", selector);
         }
     }
 

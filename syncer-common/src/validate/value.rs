@@ -75,6 +75,7 @@ pub fn value(key: &Key, value: &Value) -> Vec<FieldError> {
                 errors.protocol(&format!("ports[{index}].protocol"), port.protocol.as_ref());
             }
         }
+        Value::LiveMigration(migration) => errors.selector("target_selector", &migration.target_selector),
         Value::CalicoNodeStatus(status) if status.node.is_empty() => errors.add("node", "missing"),
         _ => {}
     }

@@ -2,10 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{PATIENCE, eventually};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_typha");
 
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -45,11 +48,28 @@ pub struct Typha {
 
 impl Typha {
     pub fn start(settings: &[(&str, &str)]) -> Typha {
+        Self::start_by(Command::new(PROGRAM), settings)
+    }
+
+    /// With a pod's service account: `account` holds its files. `/run` is its own, as in a container.
+    pub fn start_in_pod(account: &Path, settings: &[(&str, &str)]) -> Typha {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec"]).arg(format!(
+            "mount -t tmpfs none /var/run
+             mkdir -p /var/run/secrets/kubernetes.io
+             ln -s {} /var/run/secrets/kubernetes.io/serviceaccount
+             exec {PROGRAM}",
+            account.display()
+        ));
+        Self::start_by(command, settings)
+    }
+
+    fn start_by(mut command: Command, settings: &[(&str, &str)]) -> Typha {
         let (server, health) = (free_port(), free_port());
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_typha"));
         command
             .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TYPHA_SERVERHOST", "127.0.0.1")
             .env("TYPHA_SERVERPORT", server.to_string())
             .env("TYPHA_HEALTHHOST", "127.0.0.1")

@@ -22,7 +22,7 @@ use super::failure::{Failure, Refusal, Reply};
 use super::object::ListMeta;
 use crate::backend::config::KubernetesConfig;
 use crate::backend::{Error, Result};
-use crate::kubernetes::ApiGroup;
+use crate::kubernetes::{ApiGroup, Options};
 
 /// Of one wait for a busy server; a longer one is an error to the caller.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -292,8 +292,13 @@ impl Api {
         }
     }
 
-    pub(super) fn use_pod_cidr(&self) -> bool {
-        self.config.use_pod_cidr
+    /// How objects are read while `group` serves Calico's.
+    pub(super) fn options(&self, group: ApiGroup) -> Options {
+        let options = Options { group, use_pod_cidr: self.config.use_pod_cidr, ..Options::default() };
+        match self.config.interface_prefix.clone() {
+            Some(interface_prefix) => Options { interface_prefix, ..options },
+            None => options,
+        }
     }
 }
 

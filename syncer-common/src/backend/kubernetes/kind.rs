@@ -22,7 +22,7 @@ use super::api::{Api, Call};
 use super::failure::{Failure, Reply, full_name};
 use super::known::Known;
 use super::object::{self, Page};
-use super::{Counters, collection, is_calico, options, watch};
+use super::{Counters, collection, is_calico, watch};
 use crate::backend::{Error, Head, Listing, Result, Revision, Source, Watch};
 use crate::kubernetes::{ApiGroup, ApiResource, Options};
 
@@ -66,7 +66,7 @@ impl Kind {
         let [old, new] = &self.resources;
         let group = if is_calico(old) { self.api.group().await? } else { ApiGroup::V1 };
         let resource = if group == ApiGroup::V3 { new } else { old };
-        Ok(Served { resource: resource.clone(), options: options(&self.api, group) })
+        Ok(Served { resource: resource.clone(), options: self.api.options(group) })
     }
 
     /// The newest revision, from a consistent list of one object. `None`: the server does not know the kind.

@@ -11,11 +11,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::api::{Api, Call};
+use super::collection;
 use super::failure::{Failure, full_name};
 use super::kind::{escaped, parse, read_all};
 use super::object::{self, Content, Line};
 use super::watch::Lines;
-use super::{collection, options};
 use crate::backend::{Error, KeyValue, Result, Revision};
 use crate::kubernetes::{self as conversion, ApiResource, Located, Options, Written};
 
@@ -57,7 +57,7 @@ impl Stored {
 
 async fn settings(api: &Api) -> Result<Options> {
     let group = api.group().await.map_err(|failure| failure.into_error("read", &super::GROUPS, 0))?;
-    Ok(options(api, group))
+    Ok(api.options(group))
 }
 
 fn url(resource: &ApiResource, namespace: &str, name: &str) -> String {
