@@ -152,6 +152,24 @@ pub enum Command {
         #[arg(long)]
         ignore_validation: bool,
     },
+    /// Say which tier, policy and rule decides about a connection, on each side.
+    ///
+    /// Calculated from the datastore as the agents do it; the nodes are not asked. Exit status 1 when it is denied.
+    #[command(
+        after_help = "Examples:\n  bulrushctl explain --from shop/web-1 --to shop/db-0 --port tcp/5432\n  bulrushctl explain --from 192.0.2.7 --to 10.65.0.3 --port icmp\n  bulrushctl explain --from n1 --to web-1 --port udp/53"
+    )]
+    Explain {
+        /// Who connects: workload (`namespace/name`), node, or address.
+        #[arg(long)]
+        from: String,
+        /// To whom: workload (`namespace/name`), node, or address.
+        #[arg(long)]
+        to: String,
+        /// Protocol and port: tcp/443, udp/1024:53 (source and destination), sctp/…, icmp, icmp/8/0, icmpv6/128, or
+        /// a protocol's number.
+        #[arg(long)]
+        port: String,
+    },
     /// Addresses: who has them, and how many are left.
     #[command(subcommand)]
     Ipam(Ipam),

@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod columns;
 mod convert;
+mod explain;
 mod files;
 mod get;
 mod grid;
@@ -106,7 +107,11 @@ async fn run(cli: Cli) -> Result<Report> {
     if let Command::Datastore(DatastoreCommand::Info) = command {
         return info::datastore(&config, store).await;
     }
-    on(store.as_ref(), kubernetes, command).await.map_err(|error| {
+    let done = match command {
+        Command::Explain { from, to, port } => explain::run(store, &from, &to, &port).await,
+        command => on(store.as_ref(), kubernetes, command).await,
+    };
+    done.map_err(|error| {
         let unreachable = error.chain().any(|cause| {
             let cause = cause.downcast_ref::<backend::Error>();
             matches!(cause, Some(backend::Error::Unavailable { .. }))
@@ -167,8 +172,12 @@ async fn on(store: &dyn Datastore, kubernetes: bool, command: Command) -> Result
         Command::Ipam(Ipam::Show(show)) => {
             ipam_show(store, show).await.context("ipam show").map(Report::from)
         }
-        Command::Validate(_) | Command::Convert { .. } | Command::Version { .. } | Command::Datastore(_) => {
-            unreachable!("answered before, without looking at objects")
+        Command::Validate(_)
+        | Command::Convert { .. }
+        | Command::Version { .. }
+        | Command::Datastore(_)
+        | Command::Explain { .. } => {
+            unreachable!("answered before, without looking at single objects")
         }
     }
 }

@@ -5,75 +5,15 @@
 mod dataplane_support;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use daemon::{CancellationToken, Health};
+use dataplane_support::node::Node;
 use dataplane_support::{Lab, eventually, in_namespace};
-use felix::dataplane::event_loop::Fixed;
-use felix::dataplane::status::StatusFiles;
-use felix::dataplane::{Batch, Dataplane};
-use felix::iptables::{Backend, IpVersion};
-use felix_calc::Graph;
+use felix::iptables::Backend;
 use syncer_common::model::{Key, PolicyKey, Update, Value, WorkloadEndpointKey, values};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use typha_client::CutId;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const TOOLS: [&str; 5] = ["ip", "ipset", "iptables-nft-restore", "iptables-legacy-restore", "conntrack"];
-
-/// A running dataplane and the calculation that feeds it.
-struct Node {
-    graph: Graph,
-    seq: u64,
-    batches: mpsc::Sender<Batch>,
-    acks: watch::Receiver<Option<CutId>>,
-    health: Health,
-    cancel: CancellationToken,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Node {
-    async fn start(lab: &Lab, backend: Backend) -> Node {
-        let dataplane = Dataplane::open(Fixed {
-            commands: lab.commands.clone(),
-            backend,
-            versions: IpVersion::ALL.to_vec(),
-            local: BTreeMap::new(),
-            status: StatusFiles::new(&lab.path().join("status")),
-        })
-        .await
-        .unwrap();
-        let health = Health::new();
-        let (batches, batches_in) = mpsc::channel(1);
-        let (acks_out, acks) = watch::channel(None);
-        let cancel = CancellationToken::new();
-        let task = tokio::spawn(dataplane.run(
-            batches_in,
-            acks_out,
-            health.register("dataplane", None),
-            cancel.clone(),
-        ));
-        Node { graph: Graph::new("n1"), seq: 0, batches, acks, health, cancel, task }
-    }
-
-    /// Feeds updates and waits until they are acknowledged.
-    async fn program(&mut self, updates: Vec<Update>) {
-        updates.into_iter().for_each(|update| self.graph.on_update(update));
-        self.graph.on_in_sync();
-        self.seq += 1;
-        let cut = CutId { epoch: "e".into(), seq: self.seq };
-        let batch = Batch { outputs: self.graph.flush(), cut: Some(cut.clone()), arrived: Instant::now() };
-        self.batches.send(batch).await.unwrap();
-        let acked = self.acks.wait_for(|ack| ack.as_ref() == Some(&cut));
-        tokio::time::timeout(LIMIT, acked).await.expect("acknowledged in time").unwrap();
-    }
-
-    async fn stop(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-}
 
 fn endpoint(name: &str, interface: &str, ip: &str) -> Update {
     let key = WorkloadEndpointKey {

@@ -4,6 +4,8 @@
 //! difference with `flush`. Output depends on the current input only: any order of arrival, any repetition
 //! and any intermediate states give the same final output (`testing/expand.rs` re-runs every case so).
 
+pub mod explain;
+pub mod failsafe;
 pub mod output;
 
 mod active_rules;

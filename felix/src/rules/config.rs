@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
+use felix_calc::failsafe;
+pub use felix_calc::failsafe::FailsafePort;
 
 use super::fragments::{AllowAction, DenyAction};
 use crate::iptables::render::Features;
@@ -59,15 +60,6 @@ impl Marks {
         }
         Some(marks)
     }
-}
-
-/// A port that policy cannot close.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FailsafePort {
-    pub protocol: String,
-    pub port: u16,
-    /// Only to or from this network.
-    pub net: Option<IpNet>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,28 +143,8 @@ impl Default for RulesConfig {
             mangle_allow_action: AllowAction::Accept,
             filter_deny_action: DenyAction::Drop,
             endpoint_to_host_action: EndpointToHostAction::Drop,
-            failsafe_inbound: failsafes(&[
-                ("tcp", 22),
-                ("udp", 68),
-                ("tcp", 179),
-                ("tcp", 2379),
-                ("tcp", 2380),
-                ("tcp", 5473),
-                ("tcp", 6443),
-                ("tcp", 6666),
-                ("tcp", 6667),
-            ]),
-            failsafe_outbound: failsafes(&[
-                ("udp", 53),
-                ("udp", 67),
-                ("tcp", 179),
-                ("tcp", 2379),
-                ("tcp", 2380),
-                ("tcp", 5473),
-                ("tcp", 6443),
-                ("tcp", 6666),
-                ("tcp", 6667),
-            ]),
+            failsafe_inbound: failsafe::default_inbound(),
+            failsafe_outbound: failsafe::default_outbound(),
             disable_conntrack_invalid: false,
             flow_logs_enabled: false,
             log_prefix: "calico-packet".to_owned(),
@@ -201,13 +173,6 @@ impl Default for RulesConfig {
             openstack: None,
         }
     }
-}
-
-fn failsafes(ports: &[(&str, u16)]) -> Vec<FailsafePort> {
-    ports
-        .iter()
-        .map(|&(protocol, port)| FailsafePort { protocol: protocol.to_owned(), port, net: None })
-        .collect()
 }
 
 /// A parameter that was given and cannot be used. Its default applies.
@@ -278,12 +243,12 @@ impl Reader<'_> {
             failsafe_inbound: self.read(
                 "FailsafeInboundHostPorts",
                 d.failsafe_inbound.clone(),
-                failsafe_list,
+                failsafe::parse_list,
             ),
             failsafe_outbound: self.read(
                 "FailsafeOutboundHostPorts",
                 d.failsafe_outbound.clone(),
-                failsafe_list,
+                failsafe::parse_list,
             ),
             disable_conntrack_invalid: self.flag("DisableConntrackInvalidCheck", d.disable_conntrack_invalid),
             flow_logs_enabled: self.flag("FlowLogsEnabled", d.flow_logs_enabled),
@@ -468,37 +433,6 @@ fn port_ranges(text: &str) -> Result<Vec<(u16, u16)>, &'static str> {
         return Ok(Vec::new());
     }
     text.split(',').map(|range| port_range(range.trim())).collect()
-}
-
-/// `22`, `udp:68`, `tcp:10.0.0.0/8:22`, `tcp:[fd00::/8]:22`, separated by commas.
-fn failsafe_list(text: &str) -> Result<Vec<FailsafePort>, &'static str> {
-    if is_unset(text) {
-        return Ok(Vec::new());
-    }
-    text.split(',').map(|entry| failsafe(entry.trim())).collect()
-}
-
-fn failsafe(entry: &str) -> Result<FailsafePort, &'static str> {
-    const FORM: &str = "not a list of protocol:port or protocol:net:port";
-    let (before, port) = entry.rsplit_once(':').unwrap_or(("tcp", entry));
-    let (protocol, net) = match before.split_once(':') {
-        Some((protocol, net)) => (protocol, Some(net)),
-        None => (before, None),
-    };
-    let protocol = protocol.to_ascii_lowercase();
-    if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
-        return Err(FORM);
-    }
-    let net = match net {
-        None => None,
-        Some(net) => Some(network(&net.replace(['[', ']'], "")).ok_or(FORM)?),
-    };
-    Ok(FailsafePort { protocol, port: port.parse().map_err(|_| FORM)?, net })
-}
-
-/// A CIDR, or an address that stands for itself.
-fn network(text: &str) -> Option<IpNet> {
-    text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
 }
 
 #[cfg(test)]

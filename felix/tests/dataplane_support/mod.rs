@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod node;
+
 use std::future::Future;
 use std::process::Command;
 use std::sync::Arc;

@@ -1,0 +1,74 @@
+//! A running dataplane and the calculation that feeds it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use daemon::{CancellationToken, Health};
+use felix::dataplane::event_loop::Fixed;
+use felix::dataplane::status::StatusFiles;
+use felix::dataplane::{Batch, Dataplane};
+use felix::iptables::{Backend, IpVersion};
+use felix_calc::Graph;
+use felix_calc::output::Output;
+use syncer_common::model::Update;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use typha_client::CutId;
+
+use super::Lab;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub struct Node {
+    pub graph: Graph,
+    pub seq: u64,
+    pub batches: mpsc::Sender<Batch>,
+    pub acks: watch::Receiver<Option<CutId>>,
+    pub health: Health,
+    cancel: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Node {
+    pub async fn start(lab: &Lab, backend: Backend) -> Node {
+        let dataplane = Dataplane::open(Fixed {
+            commands: lab.commands.clone(),
+            backend,
+            versions: IpVersion::ALL.to_vec(),
+            local: BTreeMap::new(),
+            status: StatusFiles::new(&lab.path().join("status")),
+        })
+        .await
+        .expect("the dataplane opens");
+        let health = Health::new();
+        let (batches, batches_in) = mpsc::channel(1);
+        let (acks_out, acks) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(dataplane.run(
+            batches_in,
+            acks_out,
+            health.register("dataplane", None),
+            cancel.clone(),
+        ));
+        Node { graph: Graph::new("n1"), seq: 0, batches, acks, health, cancel, task }
+    }
+
+    /// Feeds updates and waits until they are acknowledged. Returns what the calculation made of them.
+    pub async fn program(&mut self, updates: Vec<Update>) -> Vec<Output> {
+        updates.into_iter().for_each(|update| self.graph.on_update(update));
+        self.graph.on_in_sync();
+        self.seq += 1;
+        let cut = CutId { epoch: "e".into(), seq: self.seq };
+        let outputs = self.graph.flush();
+        let batch = Batch { outputs: outputs.clone(), cut: Some(cut.clone()), arrived: Instant::now() };
+        self.batches.send(batch).await.expect("the dataplane runs");
+        let acked = self.acks.wait_for(|ack| ack.as_ref() == Some(&cut));
+        tokio::time::timeout(LIMIT, acked).await.expect("acknowledged in time").expect("the dataplane runs");
+        outputs
+    }
+
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.expect("no panic").expect("no failure");
+    }
+}
