@@ -6,7 +6,7 @@ use felix_calc::output::{ActivePolicy, ActiveProfile, Rule as PolicyRule};
 use syncer_common::model::PolicyKey;
 
 use super::Renderer;
-use super::fragments::{DenyAction, Match, ret, set_mark};
+use super::fragments::{DenyAction, Match, always, clear_mark, ret, set_mark};
 use super::matching::{self, Compiled};
 use super::names::{self, Direction, nflog};
 use crate::iptables::{Chain, IpVersion, Rule, TableName};
@@ -104,7 +104,11 @@ impl Renderer {
                     untracked: false,
                     deny: self.deny_in(table),
                 };
-                Chain { name: names::profile_chain(name, direction), rules: self.commented(&context, rules) }
+                // Beside upstream: a pass of the last tier would look like one of the profile, and end it early.
+                let passes = rules.iter().any(|rule| ["pass", "next-tier"].contains(&rule.action.as_str()));
+                let clear = passes.then(|| always(clear_mark(self.config().marks.pass)));
+                let rules = clear.into_iter().chain(self.commented(&context, rules)).collect();
+                Chain { name: names::profile_chain(name, direction), rules }
             },
         )
     }
@@ -256,5 +260,19 @@ mod tests {
         };
         let rendered = renderer.policy_rule(&context, 0, &rule);
         assert_eq!(rendered.last().unwrap().action, "--jump DROP");
+    }
+
+    #[test]
+    fn a_profile_that_passes_forgets_the_pass_of_the_last_tier() {
+        let renderer = Renderer::new(crate::rules::RulesConfig::default());
+        let rule = |action: &str| PolicyRule { action: action.into(), ..PolicyRule::default() };
+        let clear = clear_mark(renderer.config().marks.pass);
+        let first = |inbound| {
+            let profile = ActiveProfile { inbound, ..ActiveProfile::default() };
+            renderer.profile_chains("p", &profile, IpVersion::V4)[0].rules[0].action.clone()
+        };
+        assert_eq!(first(vec![rule("pass"), rule("allow")]), clear);
+        // The others keep upstream's chains to the letter.
+        assert_ne!(first(vec![rule("allow")]), clear);
     }
 }
