@@ -445,7 +445,7 @@ pub(crate) fn wire() -> Vec<Vec<u8>> {
             entries.push(sync::Entry {
                 key: update.key.path().unwrap_or_default(),
                 seq: seq as u64,
-                cause: vec![sync::Stamp { source: "etcd".into(), revision: 7 }],
+                cause: vec![sync::Cause { source: 77, revision: 7 }],
                 value: update.value.ok().map(|kind| model::Value { kind: Some(kind) }),
                 ..sync::Entry::default()
             });

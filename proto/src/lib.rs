@@ -29,6 +29,10 @@ pub mod bulrush {
 
 pub use bulrush::{admin::v1 as admin, model::v1 as model, sync::v1 as sync};
 
+mod position;
+
+pub use position::Position;
+
 /// Encoded `FileDescriptorSet` of all three files, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -7,6 +7,7 @@
 pub mod model;
 
 pub mod apis;
+pub mod digest;
 pub mod kubernetes;
 pub mod labelindex;
 pub mod processors;

@@ -44,6 +44,7 @@ pub struct Metrics {
     pub snapshots: Counter,
     pub resumed_snapshot: Counter,
     pub resumed_delta: Counter,
+    pub resumed_digest: Counter,
     pub resumed_behind: Counter,
     pub updates: Counter,
     pub updates_skipped: Counter,
@@ -74,6 +75,7 @@ impl Metrics {
             hellos_refused: counter!(HELLOS_REFUSED),
             snapshots: counter!(SNAPSHOTS_GENERATED),
             resumed_snapshot: counter!(RESUMES, "verdict" => "snapshot"),
+            resumed_digest: counter!(RESUMES, "verdict" => "digest"),
             resumed_delta: counter!(RESUMES, "verdict" => "delta"),
             resumed_behind: counter!(RESUMES, "verdict" => "behind"),
             updates: counter!(UPDATES_TOTAL),
@@ -115,6 +117,7 @@ impl Metrics {
             &self.snapshots,
             &self.resumed_snapshot,
             &self.resumed_delta,
+            &self.resumed_digest,
             &self.resumed_behind,
             &self.updates,
             &self.updates_skipped,
@@ -144,6 +147,7 @@ impl Metrics {
     pub(crate) fn resumed(&self, verdict: ResumeVerdict) -> &Counter {
         match verdict {
             ResumeVerdict::ResumeDelta => &self.resumed_delta,
+            ResumeVerdict::ResumeDigest => &self.resumed_digest,
             ResumeVerdict::ResumeBehind => &self.resumed_behind,
             _ => &self.resumed_snapshot,
         }

@@ -85,11 +85,11 @@ async fn directory_is_served_alike_by_two_replicas() {
     let mut tokens = Vec::new();
     eventually_async("the same revision on both", async || {
         tokens = vec![token_of(replicas[0].server).await, token_of(replicas[1].server).await];
-        tokens[0].sources == tokens[1].sources
+        tokens[0].positions == tokens[1].positions
     })
     .await;
     assert_eq!(tokens[0].history, tokens[1].history);
-    assert!(tokens[0].sources[0].witness.is_some());
+    assert!(tokens[0].positions()[0].witness.is_some());
 
     let connected = agent.look().connected.last().cloned();
     let server = servers.iter().position(|server| Some(server) == connected.as_ref()).unwrap();

@@ -154,7 +154,10 @@ async fn replica_that_is_not_in_sync_sends_status_and_heartbeats_only() {
     assert_eq!(status.state(), SyncState::SyncInSync);
     let Some(Down::Cut(cut)) = raw.next().await.unwrap() else { panic!("no cut") };
     let token = cut.token.unwrap();
-    assert_eq!((token.sources[0].low, token.sources[0].high, token.history.as_str()), (9, 5, "history"));
+    assert_eq!(
+        (token.positions()[0].low, token.positions()[0].high, token.history.as_str()),
+        (9, 5, "history")
+    );
 }
 
 #[tokio::test]

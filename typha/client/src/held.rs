@@ -2,27 +2,33 @@
 //!
 //! Per key it keeps eight bytes of a hash of the value delivered last, so a snapshot of a new server yields
 //! only the differences. Rules:
-//! - A deletion is delivered for a key that is held, and only when the server says so, or when a snapshot that
-//!   is complete for the key's kind did not contain it.
+//! - A deletion is delivered for a key that is held, and only when the server says so (of the key, or of its hash
+//!   after a comparison), or when a snapshot that is complete for the key's kind did not contain it.
 //! - An entry that cannot be read here (unknown key, unknown kind of value) is counted and ignored; it also
 //!   counts as present, so that a newer server's values are not taken for deletions.
 //! - A token is adopted at a cut, and never from a snapshot that did not cover every kind. What arrives after
 //!   a cut raises the token's upper bound: the state may contain effects up to there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use bytes::Bytes;
 use prost::Message;
-use proto::model;
-use proto::sync::{Cut, DeletionReason as Reason, Heartbeat, ResumeVerdict, ServerHello, SnapshotEnd, Token};
+use proto::sync::{
+    Cut, DeletionReason as Reason, DigestAnswer, DigestRequest, Gone, Heartbeat, Positions, ResumeVerdict,
+    ServerHello, SnapshotEnd, Token,
+};
+use proto::{Position, model};
+use syncer_common::digest;
 use syncer_common::model::{DeletionReason, Key, Kind, Update};
 
+use crate::digest::Digests;
 use crate::wire::Entry;
 
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     keys: HashMap<Box<str>, Delivered>,
+    /// Without its positions: they change with every entry.
     token: Option<Token>,
+    positions: Vec<Position>,
     /// Counts snapshots: what bears an older number was not sent in the present one.
     generation: u32,
     stream: Stream,
@@ -41,7 +47,10 @@ struct Delivered {
 struct Stream {
     history: String,
     kinds: Vec<Kind>,
+    epoch: String,
     snapshot: bool,
+    /// What was held when the server asked for digests.
+    digests: Option<Digests>,
     /// Kinds for which the stream is known to be complete.
     complete: Vec<Kind>,
 }
@@ -67,17 +76,48 @@ pub(crate) struct AtCut {
 impl Held {
     /// The token to offer.
     pub fn token(&self) -> Option<Token> {
-        self.token.clone()
+        let positions = Some(self.positions.iter().copied().collect());
+        self.token.as_ref().map(|token| Token { positions, ..token.clone() })
     }
 
-    pub fn on_hello(&mut self, hello: &ServerHello) {
-        let kinds: Vec<Kind> = hello.kinds.iter().filter_map(|name| Kind::from_name(name)).collect();
-        let snapshot = hello.verdict() == ResumeVerdict::ResumeSnapshot;
-        if snapshot {
+    /// Returns what begins a comparison, if the server wants one.
+    pub fn on_hello(&mut self, hello: &ServerHello) -> Option<DigestAnswer> {
+        let verdict = hello.verdict();
+        let kinds = match verdict {
+            // Those of the token, which are those of the last stream.
+            ResumeVerdict::ResumeDelta if hello.kinds.is_empty() => std::mem::take(&mut self.stream.kinds),
+            _ => hello.kinds.iter().filter_map(|name| Kind::from_name(name)).collect(),
+        };
+        let snapshot = verdict == ResumeVerdict::ResumeSnapshot;
+        if verdict != ResumeVerdict::ResumeDelta {
             self.generation = self.generation.wrapping_add(1);
         }
         let complete = if snapshot { Vec::new() } else { kinds.clone() };
-        self.stream = Stream { history: hello.history.clone(), kinds, snapshot, complete };
+        let held = || self.keys.iter().map(|(key, delivered)| (delivered.kind, &**key, delivered.hash));
+        let digests = (verdict == ResumeVerdict::ResumeDigest).then(|| Digests::new(held()));
+        let roots = digests.as_ref().map(|digests| digests.roots(&hello.kinds));
+        let history = match &self.token {
+            Some(token) if hello.history.is_empty() => token.history.clone(),
+            _ => hello.history.clone(),
+        };
+        self.stream = Stream { history, epoch: hello.epoch.clone(), kinds, snapshot, digests, complete };
+        roots
+    }
+
+    pub fn on_digest(&self, request: &DigestRequest) -> Vec<DigestAnswer> {
+        self.stream.digests.as_ref().map(|digests| digests.answers(request)).unwrap_or_default()
+    }
+
+    /// The server has compared: it does not have these. What came in this stream is not meant.
+    pub fn on_gone(&mut self, gone: &Gone) -> News {
+        let mut news = News::default();
+        let (Some(kind), Some(_)) = (Kind::from_name(&gone.kind), &self.stream.digests) else { return news };
+        let hashes: HashSet<u64> = gone.hashes.iter().copied().collect();
+        let generation = self.generation;
+        self.remove(&mut news, |delivered| {
+            delivered.kind == kind && delivered.generation != generation && hashes.contains(&delivered.hash)
+        });
+        news
     }
 
     pub fn on_entries(&mut self, entries: Vec<Entry>) -> News {
@@ -104,7 +144,7 @@ impl Held {
             return;
         }
         let value = entry.value.unwrap_or_default();
-        let hash = hash(&entry.key, &value);
+        let hash = digest::hash(&entry.key, &value);
         if let Some(delivered) = self.keys.get_mut(entry.key.as_str()) {
             delivered.generation = generation;
             if delivered.hash == hash {
@@ -125,16 +165,26 @@ impl Held {
         news.updates.push(Update::set(key, value));
     }
 
-    /// What the snapshot did not contain is gone, for the kinds that it covers.
+    /// What the snapshot did not contain is gone, for the kinds that it covers: of those the server has sent all.
     pub fn on_snapshot_end(&mut self, end: &SnapshotEnd) -> News {
         let mut news = News::default();
-        if !self.stream.snapshot {
+        if !self.stream.snapshot && self.stream.digests.is_none() {
             return news;
         }
         let kinds: Vec<Kind> = end.kinds.iter().filter_map(|name| Kind::from_name(name)).collect();
         let generation = self.generation;
+        self.remove(&mut news, |delivered| {
+            delivered.generation != generation && kinds.contains(&delivered.kind)
+        });
+        if self.stream.snapshot {
+            self.stream.complete = kinds;
+        }
+        news
+    }
+
+    fn remove(&mut self, news: &mut News, gone: impl Fn(&Delivered) -> bool) {
         self.keys.retain(|path, delivered| {
-            if delivered.generation == generation || !kinds.contains(&delivered.kind) {
+            if !gone(delivered) {
                 return true;
             }
             match Key::parse(path) {
@@ -144,46 +194,67 @@ impl Held {
             false
         });
         news.updates.sort_by(|a, b| a.key.cmp(&b.key));
-        self.stream.complete = kinds;
-        news
     }
 
+    /// Nothing: the cut changes a token that is not held.
     pub fn on_cut(&mut self, cut: Cut) -> Option<AtCut> {
-        let token = cut.token?;
-        let at = AtCut { first_in_sync: false, epoch: token.epoch.clone(), seq: token.seq };
-        if !self.stream.kinds.iter().all(|kind| self.stream.complete.contains(kind)) {
+        self.stream.digests = None;
+        let complete = self.stream.kinds.iter().all(|kind| self.stream.complete.contains(kind));
+        let seq = cut.token.as_ref().map_or(cut.seq, |token| token.seq);
+        let at = AtCut { first_in_sync: false, epoch: self.stream.epoch.clone(), seq };
+        if !complete {
             // The snapshot proved nothing for some kinds: the old token says better what is held.
             return Some(at);
         }
-        self.token = Some(token);
+        match cut.token {
+            Some(token) => {
+                self.positions = token.positions();
+                self.token = Some(Token { positions: None, ..token });
+            }
+            None => self.change(cut)?,
+        }
         let first = !std::mem::replace(&mut self.in_sync, true);
         Some(AtCut { first_in_sync: first, ..at })
     }
 
+    fn change(&mut self, cut: Cut) -> Option<()> {
+        let token = self.token.as_mut()?;
+        token.seq = cut.seq;
+        if !cut.epoch.is_empty() {
+            token.epoch = cut.epoch;
+        }
+        for position in cut.positions.iter().flat_map(Positions::list) {
+            match self.positions.iter_mut().find(|held| held.source == position.source) {
+                Some(held) => *held = position,
+                None => self.positions.push(position),
+            }
+        }
+        Some(())
+    }
+
     /// At the cut still: then what the heartbeat proves holds for this state too.
     pub fn on_heartbeat(&mut self, heartbeat: &Heartbeat, epoch: &str) {
-        let Some(token) = &mut self.token else { return };
+        let Some(token) = &self.token else { return };
         if token.epoch != epoch || token.seq != heartbeat.seq {
             return;
         }
-        for position in &mut token.sources {
-            let proven = heartbeat.sources.iter().find(|proven| proven.source == position.source);
+        for proven in heartbeat.positions.iter().flat_map(Positions::list) {
             // Anything above `low` would have come after the cut, and been sent: it did not.
-            if let Some(proven) = proven.filter(|proven| proven.low >= position.low.max(position.high)) {
-                (position.low, position.witness) = (proven.low, proven.witness);
+            let held = self.positions.iter_mut().find(|held| held.source == proven.source);
+            if let Some(held) = held.filter(|held| proven.low >= held.low.max(held.high)) {
+                (held.low, held.witness) = (proven.low, proven.witness);
             }
         }
     }
 
     /// The state now contains an effect of that revision.
     fn raise(&mut self, entry: &Entry) {
-        let Some(token) = self.token.as_mut().filter(|token| token.history == self.stream.history) else {
+        if self.token.as_ref().is_none_or(|token| token.history != self.stream.history) {
             return;
-        };
-        for position in &mut token.sources {
-            for stamp in entry.cause.iter().filter(|stamp| stamp.source == position.source) {
-                position.high = position.high.max(stamp.revision);
-            }
+        }
+        for cause in &entry.cause {
+            let held = self.positions.iter_mut().filter(|held| held.source == cause.source);
+            held.for_each(|held| held.high = held.high.max(cause.revision));
         }
     }
 
@@ -196,20 +267,11 @@ impl Held {
     }
 }
 
-/// The first 64 bits of BLAKE3(key ‖ 0 ‖ value), as digests count them.
-fn hash(key: &str, value: &Bytes) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(key.as_bytes());
-    hasher.update(&[0]);
-    hasher.update(value);
-    let hash = hasher.finalize();
-    u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proto::model::{Value, value};
-    use proto::sync::{SourcePosition, Stamp};
+    use proto::sync::Cause;
 
     use super::*;
 
@@ -224,28 +286,35 @@ mod tests {
             deleted: value.is_none(),
             reason: i32::from(value.is_none()),
             seq: 0,
-            cause: vec![Stamp { source: "etcd".into(), revision }],
+            cause: vec![Cause { source: 77, revision }],
             value: value.map(|value| value.encode_to_vec().into()),
         }
     }
 
     fn hello(verdict: ResumeVerdict) -> ServerHello {
         let kinds = vec!["GlobalConfig".to_owned(), "Policy".to_owned()];
-        ServerHello { history: "h".into(), verdict: verdict as i32, kinds, ..Default::default() }
+        ServerHello {
+            history: "h".into(),
+            epoch: "e2".into(),
+            verdict: verdict as i32,
+            kinds,
+            ..Default::default()
+        }
+    }
+
+    fn position(revision: u64) -> Position {
+        Position { source: 77, low: revision, high: revision, witness: None }
     }
 
     fn cut(epoch: &str, seq: u64, revision: u64) -> Cut {
-        let sources =
-            vec![SourcePosition { source: "etcd".into(), low: revision, high: revision, witness: None }];
-        Cut {
-            token: Some(Token {
-                history: "h".into(),
-                epoch: epoch.into(),
-                seq,
-                sources,
-                ..Default::default()
-            }),
-        }
+        let token = Token {
+            history: "h".into(),
+            epoch: epoch.into(),
+            seq,
+            positions: Some([position(revision)].into_iter().collect()),
+            ..Default::default()
+        };
+        Cut { token: Some(token), ..Default::default() }
     }
 
     fn end(kinds: &[&str]) -> SnapshotEnd {
@@ -265,8 +334,8 @@ mod tests {
     }
 
     fn range(held: &Held) -> (u64, u64) {
-        let token = held.token().unwrap();
-        (token.sources[0].low, token.sources[0].high)
+        let position = held.token().unwrap().positions()[0];
+        (position.low, position.high)
     }
 
     #[test]
@@ -306,17 +375,52 @@ mod tests {
     }
 
     #[test]
+    fn cut_without_a_token_changes_the_one_that_is_held() {
+        let mut held = joined();
+        held.on_hello(&hello(ResumeVerdict::ResumeDelta));
+        held.on_entries(vec![entry(1, Some("x"), 14)]);
+        let positions = Some([position(14)].into_iter().collect());
+        let cut = Cut { seq: 9, epoch: "e2".into(), positions, ..Default::default() };
+        assert_eq!(held.on_cut(cut).unwrap().seq, 9);
+        let token = held.token().unwrap();
+        assert_eq!((token.epoch.as_str(), token.seq, token.history.as_str()), ("e2", 9, "h"));
+        assert_eq!(range(&held), (14, 14));
+        let quiet = Cut { seq: 11, ..Default::default() };
+        held.on_cut(quiet);
+        assert_eq!((held.token().unwrap().seq, range(&held)), (11, (14, 14)));
+        assert_eq!(Held::default().on_cut(Cut::default()), None, "there is nothing to change");
+    }
+
+    #[test]
+    fn gone_means_what_was_held_before_and_nothing_that_came_in_this_stream() {
+        let mut held = joined();
+        let hash_of = |n: u8, content: &str| {
+            let value = Value { kind: Some(value::Kind::Config(content.into())) }.encode_to_vec();
+            digest::hash(&path(n), &value)
+        };
+        let gone = Gone { kind: "GlobalConfig".into(), hashes: vec![hash_of(1, "a"), hash_of(2, "b"), 5] };
+        assert!(held.on_gone(&gone).updates.is_empty(), "nothing was compared");
+        let roots = held.on_hello(&hello(ResumeVerdict::ResumeDigest)).unwrap();
+        assert_eq!(roots.sums.len(), 4);
+        let other = Gone { kind: "Policy".into(), ..gone.clone() };
+        assert!(held.on_gone(&other).updates.is_empty(), "another kind");
+        // 1 was replaced, and is sent again with the value that is held.
+        held.on_entries(vec![entry(1, Some("a"), 12)]);
+        let news = held.on_gone(&gone);
+        assert_eq!(news.updates, [Update::delete(Key::parse(&path(2)).unwrap())]);
+        assert_eq!(held.len(), 1);
+        // Of kinds that are not sent whole, nothing is swept.
+        assert!(held.on_snapshot_end(&end(&["Policy"])).updates.is_empty());
+        held.on_cut(cut("e2", 5, 20));
+        assert_eq!(range(&held), (20, 20));
+    }
+
+    #[test]
     fn heartbeat_at_the_cut_moves_the_token_and_another_does_not() {
         let mut held = joined();
-        let beat = |seq, revision| Heartbeat {
-            seq,
-            sources: vec![SourcePosition {
-                source: "etcd".into(),
-                low: revision,
-                high: revision,
-                witness: None,
-            }],
-            ..Default::default()
+        let beat = |seq, revision| {
+            let positions = Some([position(revision)].into_iter().collect());
+            Heartbeat { seq, positions, ..Default::default() }
         };
         held.on_heartbeat(&beat(3, 20), "e1");
         held.on_heartbeat(&beat(2, 20), "e2");

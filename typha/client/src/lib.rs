@@ -4,6 +4,7 @@
 //! run ── discovery: which server next        (servers.rs)
 //!     ── one stream: hello, messages, acks   (stream.rs)
 //!     ── what the agent reports            (reports.rs)
+//!     ── sums of what is held, to compare     (digest.rs, pure)
 //!     ── what has been delivered, per key    (held.rs, pure)   ── ClientEvent ──> the agent
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod client;
 mod config;
+mod digest;
 mod held;
 mod metrics;
 mod reports;

@@ -19,6 +19,8 @@ use crate::reports::Outgoing;
 use crate::wire::ServerMessage;
 use crate::{ClientConfig, ClientEvent, CutId};
 
+/// Feature: content digests.
+const DIGEST: &str = "digest";
 const METHOD: &str = "/bulrush.sync.v1.Sync/Stream";
 /// Window and frame size that clients ask for, and the largest message that they take [G].
 const WINDOW_BYTES: u32 = 1 << 20;
@@ -163,7 +165,7 @@ impl Agent {
             node: self.config.node.clone(),
             agent: self.config.agent.to_owned(),
             software: self.config.software.clone(),
-            features: Vec::new(),
+            features: vec![DIGEST.to_owned()],
             scope: sync::Scope::All as i32,
             resume: self.held.token(),
             session: Some(sync::Session { boot_id: self.boot_id.clone(), counter: self.counter }),
@@ -192,10 +194,12 @@ impl Stream<'_> {
         );
         match hello.verdict() {
             ResumeVerdict::ResumeBehind => return Err(End::Behind { server: self.server.clone() }),
-            ResumeVerdict::ResumeSnapshot | ResumeVerdict::ResumeDelta => {}
+            ResumeVerdict::ResumeSnapshot | ResumeVerdict::ResumeDelta | ResumeVerdict::ResumeDigest => {}
             _ => return Err(self.protocol("a verdict that was not asked for")),
         }
-        self.agent.held.on_hello(&hello);
+        if let Some(roots) = self.agent.held.on_hello(&hello) {
+            self.say(client_message::Message::Digest(roots)).await?;
+        }
         course.connected = true;
         self.agent.metrics.connections.increment(1);
         self.agent.metrics.connected.set(1.0);
@@ -265,6 +269,15 @@ impl Stream<'_> {
             let news = self.agent.held.on_entries(batch.entries);
             self.deliver(news).await?;
         }
+        if let Some(request) = message.digest {
+            for answer in self.agent.held.on_digest(&request) {
+                self.say(client_message::Message::Digest(answer)).await?;
+            }
+        }
+        if let Some(gone) = message.gone {
+            let news = self.agent.held.on_gone(&gone);
+            self.deliver(news).await?;
+        }
         if let Some(end) = message.snapshot_end {
             let news = self.agent.held.on_snapshot_end(&end);
             self.deliver(news).await?;
@@ -274,7 +287,7 @@ impl Stream<'_> {
         }
         if let Some(cut) = message.cut {
             let Some(at) = self.agent.held.on_cut(cut) else {
-                return Err(self.protocol("a cut without a token"));
+                return Err(self.protocol("a cut that changes a token which was never sent"));
             };
             course.cut = true;
             if at.first_in_sync {
@@ -324,6 +337,16 @@ impl Stream<'_> {
             return Ok(());
         }
         self.tell(ClientEvent::Updates(news.updates)).await
+    }
+
+    /// Sends what the server waits for.
+    async fn say(&self, message: client_message::Message) -> Result<(), End> {
+        let limit = self.agent.config.read_timeout;
+        match timeout(limit, self.outbound.send(ClientMessage { message: Some(message) })).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Closed { server: self.server.clone() }),
+            Err(_) => Err(End::Silent { server: self.server.clone(), after: limit }),
+        }
     }
 
     async fn tell(&self, event: ClientEvent) -> Result<(), End> {

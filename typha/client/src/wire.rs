@@ -2,7 +2,7 @@
 //! stays encoded until it is known to be news. Hashes are of the bytes that arrived.
 
 use bytes::Bytes;
-use proto::sync::{Cut, GoAway, Heartbeat, KindStatus, ServerHello, SnapshotEnd, Stamp};
+use proto::sync::{Cause, Cut, DigestRequest, GoAway, Gone, Heartbeat, KindStatus, ServerHello, SnapshotEnd};
 
 /// At most one member is set. Kinds of messages that are not listed here are skipped.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -21,6 +21,10 @@ pub(crate) struct ServerMessage {
     pub status: Option<KindStatus>,
     #[prost(message, optional, tag = "7")]
     pub go_away: Option<GoAway>,
+    #[prost(message, optional, tag = "8")]
+    pub digest: Option<DigestRequest>,
+    #[prost(message, optional, tag = "9")]
+    pub gone: Option<Gone>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -40,7 +44,7 @@ pub(crate) struct Entry {
     #[prost(uint64, tag = "4")]
     pub seq: u64,
     #[prost(message, repeated, tag = "5")]
-    pub cause: Vec<Stamp>,
+    pub cause: Vec<Cause>,
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub value: Option<Bytes>,
 }
@@ -59,7 +63,7 @@ mod tests {
         let entry = sync::Entry {
             key: "/calico/v1/Ready".into(),
             seq: 7,
-            cause: vec![Stamp { source: "etcd".into(), revision: 9 }],
+            cause: vec![Cause { source: 77, revision: 9 }],
             value: Some(value.clone()),
             ..Default::default()
         };

@@ -12,6 +12,7 @@
 //! not pass validation becomes a tombstone with reason INVALID, so that agents stop enforcing it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,11 @@ use bytes::Bytes;
 use prost::Message;
 use proto::model;
 use proto::sync;
+use syncer_common::digest;
 use syncer_common::model::{DeletionReason, Key, Kind, Update, Value};
 
 use super::Progress;
+use super::digest::Tree;
 use super::encode::{self, Encoded, KindSet};
 use super::track::Track;
 
@@ -38,13 +41,15 @@ const ENTRY_BYTES: usize = 4 << 20;
 const PROJECTION: u32 = 1;
 
 #[derive(Debug)]
-struct Entry {
+pub(super) struct Entry {
     seq: u64,
     source: usize,
     revision: u64,
     kind: Kind,
     deleted: bool,
-    encoded: Encoded,
+    /// Of key and value, as digests count it; 0 for a tombstone.
+    pub hash: u64,
+    pub encoded: Encoded,
 }
 
 /// What one revision did.
@@ -88,7 +93,10 @@ pub struct Cache {
     tombstones: VecDeque<(u64, Instant)>,
     tombstones_live: usize,
     live: BTreeMap<Kind, u64>,
-    views: BTreeMap<Kind, String>,
+    trees: BTreeMap<Kind, Tree>,
+    views: BTreeMap<Kind, u64>,
+    /// When the history changed last: tokens of before are of another one.
+    history_since: u64,
     /// Counts what streams may wait for: proofs, and sources that got further.
     version: u64,
     /// The newest linearizable read of any source.
@@ -100,8 +108,7 @@ impl Cache {
     /// (empty: none).
     pub fn new(epoch: impl Into<String>, accepted_history: impl Into<String>) -> Self {
         let view = |kind: Kind| {
-            let id = blake3::hash(format!("{} {PROJECTION} {}", kind.name(), proto::VERSION).as_bytes());
-            (kind, id.to_hex()[..8].to_owned())
+            (kind, digest::hash(kind.name(), format!("{PROJECTION} {}", proto::VERSION).as_bytes()))
         };
         Cache {
             epoch: epoch.into(),
@@ -114,7 +121,9 @@ impl Cache {
             tombstones: VecDeque::new(),
             tombstones_live: 0,
             live: BTreeMap::new(),
+            trees: BTreeMap::new(),
             views: Kind::ALL.into_iter().map(view).collect(),
+            history_since: 0,
             version: 0,
             reached: None,
         }
@@ -143,6 +152,9 @@ impl Cache {
         if other {
             track.forget();
             track.forked = !accepted;
+            self.version += 1;
+            track.moved = self.version;
+            self.history_since = self.version;
         }
         other
     }
@@ -157,7 +169,7 @@ impl Cache {
     ) -> Applied {
         let applied = self.apply(source, revision, updates, now);
         self.tracks[source].listed(revision, self.head, applied.changed > 0, now);
-        self.version += 1;
+        self.moved(source);
         applied
     }
 
@@ -167,19 +179,24 @@ impl Cache {
         source: usize,
         revision: u64,
         updates: Vec<Update>,
-        witness: u64,
+        witness: u32,
         now: Instant,
     ) -> Applied {
         let applied = self.apply(source, revision, updates, now);
         self.tracks[source].advanced(revision, self.head, applied.changed > 0, Some(witness), now);
-        self.version += 1;
+        self.moved(source);
         applied
     }
 
     /// Nothing changed up to `revision`.
     pub fn progressed(&mut self, source: usize, revision: u64, now: Instant) {
         self.tracks[source].advanced(revision, self.head, false, None, now);
+        self.moved(source);
+    }
+
+    fn moved(&mut self, source: usize) {
         self.version += 1;
+        self.tracks[source].moved = self.version;
     }
 
     /// A linearizable read that began at `started` found `revision`.
@@ -230,6 +247,7 @@ impl Cache {
         now: Instant,
     ) -> bool {
         let seq = self.head + 1;
+        let leaf = digest::leaf(&path);
         let key: Arc<str> = match self.entries.get_key_value(path.as_str()) {
             Some((key, held)) => {
                 let equal = match &value {
@@ -244,7 +262,10 @@ impl Cache {
                 self.tracks[held.source].seqs.remove(&held.seq);
                 match held.deleted {
                     true => self.tombstones_live -= 1,
-                    false => self.count_live(kind, false),
+                    false => {
+                        self.trees.entry(kind).or_default().remove(leaf, &key, held.hash);
+                        self.count_live(kind, false);
+                    }
                 }
                 key
             }
@@ -258,19 +279,23 @@ impl Cache {
             DeletionReason::OutOfScope => sync::DeletionReason::DeletionOutOfScope,
         };
         let deleted = value.is_err();
+        let hash = value.as_deref().map_or(0, |value| digest::hash(&key, value));
         let value = value.as_deref().map_err(|why| reason(*why));
-        let encoded = Encoded::new(&key, seq, &self.tracks[source].name, revision, value);
+        let encoded = Encoded::new(&key, seq, self.tracks[source].id, revision, value);
         self.head = seq;
         self.by_seq.insert(seq, key.clone());
         self.tracks[source].seqs.insert(seq);
-        self.entries.insert(key, Entry { seq, source, revision, kind, deleted, encoded });
         match deleted {
             true => {
                 self.tombstones_live += 1;
                 self.tombstones.push_back((seq, now));
             }
-            false => self.count_live(kind, true),
+            false => {
+                self.trees.entry(kind).or_default().add(leaf, key.clone(), hash);
+                self.count_live(kind, true);
+            }
         }
+        self.entries.insert(key, Entry { seq, source, revision, kind, deleted, hash, encoded });
         true
     }
 
@@ -306,10 +331,17 @@ impl Cache {
     /// What changed after the position, in order of position; tombstones up to `skip_tombstones` are left
     /// out (a snapshot begins with an empty client or ends with a sweep).
     pub fn entries_after(&self, after: u64, kinds: KindSet, skip_tombstones: u64) -> Page {
+        self.entries_between(after, None, kinds, skip_tombstones)
+    }
+
+    /// The same up to a position (none: the head).
+    pub fn entries_between(&self, after: u64, to: Option<u64>, kinds: KindSet, skip_tombstones: u64) -> Page {
         let mut members: Vec<&Bytes> = Vec::new();
         let mut bytes = 0;
-        let mut reached = self.head;
-        for (seq, key) in self.by_seq.range(after.saturating_add(1)..) {
+        let to = to.unwrap_or(self.head).max(after);
+        let mut reached = to;
+        let range = (Bound::Excluded(after), Bound::Included(to));
+        for (seq, key) in self.by_seq.range(range).take_while(|_| after < to) {
             let Some(entry) = self.entries.get(key) else { continue };
             if !kinds.contains(entry.kind) || (entry.deleted && *seq <= skip_tombstones) {
                 continue;
@@ -336,12 +368,44 @@ impl Cache {
     pub fn token(&self, kinds: KindSet) -> sync::Token {
         sync::Token {
             history: self.history().to_owned(),
-            views: kinds.iter().map(|kind| (kind.name().to_owned(), self.view(kind).to_owned())).collect(),
+            view: self.view(kinds),
             scope: sync::Scope::All as i32,
-            sources: self.sources(),
+            positions: Some(self.tracks.iter().map(Track::position).collect()),
             epoch: self.epoch.clone(),
             seq: self.head,
         }
+    }
+
+    /// What a cut at the head changes for a client that had a cut of ours at that version.
+    pub fn cut_since(&self, version: u64, kinds: KindSet) -> sync::Cut {
+        if version < self.history_since {
+            return sync::Cut { token: Some(self.token(kinds)), ..Default::default() };
+        }
+        let moved = self.tracks.iter().filter(|track| track.moved > version);
+        let positions = Some(moved.map(Track::position).collect());
+        sync::Cut { seq: self.head, positions, ..Default::default() }
+    }
+
+    /// What a cut at the head changes in the token that the client has offered.
+    pub fn cut_after(&self, offered: &sync::Token, kinds: KindSet) -> sync::Cut {
+        let token = self.token(kinds);
+        let theirs = offered.positions();
+        let known = |track: &Track| theirs.iter().any(|position| position.source == track.id);
+        if (&offered.history, offered.view, offered.scope) != (&token.history, token.view, token.scope)
+            || theirs.len() != self.tracks.len()
+            || !self.tracks.iter().all(known)
+        {
+            return sync::Cut { token: Some(token), ..Default::default() };
+        }
+        let epoch = if offered.epoch == token.epoch { String::new() } else { token.epoch };
+        let moved = self.tracks.iter().map(Track::position).filter(|position| !theirs.contains(position));
+        sync::Cut { token: None, seq: token.seq, epoch, positions: Some(moved.collect()) }
+    }
+
+    /// Positions of the sources that were heard from within `lately`.
+    pub fn positions(&self, now: Instant, lately: Duration) -> sync::Positions {
+        let heard = self.tracks.iter().filter(|track| track.heard_within(now, lately));
+        heard.map(Track::position).collect()
     }
 
     /// How far each source is complete, and up to where it had effects.
@@ -350,7 +414,8 @@ impl Cache {
             source: track.name.clone(),
             low: track.revision(),
             high: track.effect(),
-            witness: track.history.witness(),
+            witness: (track.history.witness())
+                .map(|(revision, hash)| sync::Witness { revision, hash: hash.into() }),
         };
         self.tracks.iter().map(position).collect()
     }
@@ -441,11 +506,23 @@ impl Cache {
             .map(|(key, entry)| (&**key, entry.encoded.value()))
     }
 
-    pub(super) fn view(&self, kind: Kind) -> &str {
-        self.views.get(&kind).map_or("", String::as_str)
+    /// The view ids of the kinds, folded into one.
+    pub(super) fn view(&self, kinds: KindSet) -> u64 {
+        let ids: Vec<u8> =
+            kinds.iter().filter_map(|kind| self.views.get(&kind)).flat_map(|id| id.to_be_bytes()).collect();
+        digest::hash("", &ids)
     }
 
-    pub(super) fn trimmed_seq(&self) -> u64 {
+    pub(super) fn tree(&self, kind: Kind) -> Option<&Tree> {
+        self.trees.get(&kind)
+    }
+
+    pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Positions before this one may lack tombstones.
+    pub fn trimmed_seq(&self) -> u64 {
         self.trimmed_seq
     }
 

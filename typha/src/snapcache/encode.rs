@@ -14,6 +14,8 @@ const BATCH_ENTRIES: u32 = 1;
 const BATCH_MORE: u32 = 2;
 const MESSAGE_BATCH: u32 = 2;
 const ENTRY_VALUE: u32 = 6;
+/// What messages aim at [G2]. An entry of its own may be larger.
+const MESSAGE_BYTES: usize = 1 << 20;
 
 /// A set of kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,6 +40,10 @@ impl KindSet {
 
     pub fn names(self) -> Vec<String> {
         self.iter().map(|kind| kind.name().to_owned()).collect()
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
     fn bit(kind: Kind) -> u32 {
@@ -65,7 +71,7 @@ impl Encoded {
     pub fn new(
         key: &str,
         seq: u64,
-        source: &str,
+        source: u32,
         revision: u64,
         value: Result<&[u8], sync::DeletionReason>,
     ) -> Self {
@@ -74,7 +80,7 @@ impl Encoded {
             deleted: value.is_err(),
             reason: value.err().unwrap_or_default() as i32,
             seq,
-            cause: vec![sync::Stamp { source: source.to_owned(), revision }],
+            cause: vec![sync::Cause { source, revision }],
             value: None,
         };
         // The value is the last field, so it is appended to the rest.
@@ -114,8 +120,21 @@ pub(super) fn batch<'a>(members: impl Iterator<Item = &'a Bytes> + Clone, more: 
     bytes.freeze()
 }
 
-pub(super) fn cut(token: sync::Token) -> Bytes {
-    message(server_message::Message::Cut(sync::Cut { token: Some(token) }))
+/// Messages that hold all members, in order; more follows them.
+pub fn pages(members: &[Bytes]) -> Vec<Bytes> {
+    let mut messages = Vec::new();
+    let mut rest = members;
+    while !rest.is_empty() {
+        let mut bytes = rest[0].len();
+        let more = rest.iter().skip(1).take_while(|member| {
+            bytes += member.len();
+            bytes <= MESSAGE_BYTES
+        });
+        let count = 1 + more.count();
+        messages.push(batch(rest[..count].iter(), true));
+        rest = &rest[count..];
+    }
+    messages
 }
 
 /// Any other server message.
@@ -132,13 +151,12 @@ mod tests {
     #[test]
     fn assembled_batch_is_what_the_schema_says() {
         let value = Value { kind: Some(value::Kind::Config("x".repeat(300))) };
-        let a = Encoded::new("/calico/v1/config/A", 7, "etcd", 100, Ok(&value.encode_to_vec()));
-        let b =
-            Encoded::new("/calico/v1/config/B", 8, "etcd", 101, Err(sync::DeletionReason::DeletionInvalid));
+        let a = Encoded::new("/calico/v1/config/A", 7, 77, 100, Ok(&value.encode_to_vec()));
+        let b = Encoded::new("/calico/v1/config/B", 8, 77, 101, Err(sync::DeletionReason::DeletionInvalid));
         assert_eq!(a.value(), value.encode_to_vec());
         assert_eq!(b.value(), b"");
         let bytes = batch([&a.bytes, &b.bytes].into_iter(), true);
-        let stamp = |revision| vec![sync::Stamp { source: "etcd".into(), revision }];
+        let stamp = |revision| vec![sync::Cause { source: 77, revision }];
         let expected = sync::Batch {
             entries: vec![
                 sync::Entry {

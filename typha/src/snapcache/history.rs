@@ -7,8 +7,6 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
-use proto::sync;
-
 /// Witnesses and checkpoints kept. A checkpoint is 16 bytes.
 const WITNESSES: usize = 4_096;
 const CHECKPOINTS: usize = 16_384;
@@ -19,7 +17,7 @@ pub(super) struct History {
     known: Vec<RangeInclusive<u64>>,
     revision: u64,
     /// Revision and hash of events, newest last.
-    witnesses: VecDeque<(u64, u64)>,
+    witnesses: VecDeque<(u64, u32)>,
     /// (revision, seq): everything up to the revision is at or before seq. Newest last.
     checkpoints: VecDeque<(u64, u64)>,
 }
@@ -49,7 +47,7 @@ impl History {
     }
 
     /// Complete up to `revision`, with everything up to `seq`.
-    pub fn advanced(&mut self, revision: u64, seq: u64, witness: Option<u64>) {
+    pub fn advanced(&mut self, revision: u64, seq: u64, witness: Option<u32>) {
         let Some(last) = self.known.last_mut() else { return };
         if revision < self.revision {
             return;
@@ -97,14 +95,15 @@ impl History {
         }
     }
 
-    pub fn witness(&self) -> Option<sync::Witness> {
-        self.witnesses.back().map(|(revision, hash)| sync::Witness { revision: *revision, hash: *hash })
+    /// The last event seen: its revision and hash.
+    pub fn witness(&self) -> Option<(u64, u32)> {
+        self.witnesses.back().copied()
     }
 
     /// Another event is on record at the witness's revision, or none where there should be one.
-    pub fn contradicts(&self, witness: &sync::Witness) -> bool {
-        if let Ok(index) = self.witnesses.binary_search_by_key(&witness.revision, |(revision, _)| *revision) {
-            return self.witnesses[index].1 != witness.hash;
+    pub fn contradicts(&self, (revision, hash): (u64, u32)) -> bool {
+        if let Ok(index) = self.witnesses.binary_search_by_key(&revision, |(revision, _)| *revision) {
+            return self.witnesses[index].1 != hash;
         }
         // Since the last listing, and as far back as the record goes, every event was seen.
         let listed = self.known.last().map_or(u64::MAX, |interval| *interval.start());
@@ -112,7 +111,7 @@ impl History {
             Some((revision, _)) if self.witnesses.len() == WITNESSES => *revision,
             _ => 0,
         };
-        witness.revision > listed.max(recorded) && witness.revision <= self.revision
+        revision > listed.max(recorded) && revision <= self.revision
     }
 
     /// The revision through which a client at `seq` is complete.
@@ -123,7 +122,7 @@ impl History {
 }
 
 /// Hash of the events of one revision, equal on every replica.
-pub fn event_hash<'a>(events: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> u64 {
+pub fn event_hash<'a>(events: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> u32 {
     let mut hasher = blake3::Hasher::new();
     for (key, value) in events {
         hasher.update(&(key.len() as u64).to_le_bytes());
@@ -134,7 +133,8 @@ pub fn event_hash<'a>(events: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>)
         hasher.update(value);
     }
     let hash = hasher.finalize();
-    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+    // 0 stands for no event.
+    u32::from_be_bytes(hash.as_bytes()[..4].try_into().expect("a hash has 32 bytes")).max(1)
 }
 
 #[cfg(test)]
@@ -177,16 +177,15 @@ mod tests {
 
     #[test]
     fn witness_of_another_history_is_contradicted() {
-        let witness = |revision, hash| sync::Witness { revision, hash };
         let mut history = History::default();
         history.listed(100, 0);
         history.advanced(105, 1, Some(55));
         history.advanced(107, 1, None);
         history.advanced(109, 2, Some(99));
-        assert!(!history.contradicts(&witness(105, 55)) && history.contradicts(&witness(105, 56)));
-        assert!(history.contradicts(&witness(106, 1)), "nothing happened at 106 here");
-        assert!(!history.contradicts(&witness(90, 1)), "before what is known");
-        assert!(!history.contradicts(&witness(200, 1)), "after what is known");
+        assert!(!history.contradicts((105, 55)) && history.contradicts((105, 56)));
+        assert!(history.contradicts((106, 1)), "nothing happened at 106 here");
+        assert!(!history.contradicts((90, 1)), "before what is known");
+        assert!(!history.contradicts((200, 1)), "after what is known");
     }
 
     #[test]

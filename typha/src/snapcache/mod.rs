@@ -6,6 +6,7 @@
 //! costs nothing while it does not move, and what it is given when it moves is the latest value of each key.
 
 mod cache;
+mod digest;
 mod encode;
 mod history;
 mod positions;
@@ -16,10 +17,12 @@ mod track;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
+use proto::sync::{self, server_message};
 use tokio::sync::{mpsc, watch};
 
 pub use cache::{Applied, Cache, Page};
-pub use encode::{KindSet, message};
+pub use digest::Difference;
+pub use encode::{KindSet, message, pages};
 pub use history::event_hash;
 pub use positions::Resume;
 
@@ -53,7 +56,7 @@ const ASKED: usize = 64;
 struct Memo {
     head: u64,
     pages: Vec<((u64, KindSet), Page)>,
-    cuts: Vec<((KindSet, Progress), Bytes)>,
+    cuts: Vec<((KindSet, u64, u64), Bytes)>,
 }
 
 /// Distinct subscriptions and cursors that are worth keeping for one head.
@@ -131,23 +134,38 @@ impl Shared {
         page
     }
 
-    /// The encoded cut at the head, if the head is still at `seq`; shared like pages.
-    pub fn cut(&self, seq: u64, kinds: KindSet) -> Option<Bytes> {
+    /// The encoded cut at the head, if the head is still at `seq`, for a client that has had one of ours at
+    /// version `since`; shared like pages. With it, the version that it is of.
+    pub fn cut(&self, seq: u64, kinds: KindSet, since: u64) -> Option<(Bytes, u64)> {
         let cache = self.read();
         if cache.head() != seq {
             return None;
         }
-        let key = (kinds, cache.progress());
+        let version = cache.progress().version;
+        let key = (kinds, since, version);
         let mut memo = self.memo();
         if let Some((_, cut)) = memo.cuts.iter().find(|(known, _)| *known == key) {
-            return Some(cut.clone());
+            return Some((cut.clone(), version));
         }
-        let cut = encode::cut(cache.token(kinds));
+        let cut = message(server_message::Message::Cut(cache.cut_since(since, kinds)));
         if memo.cuts.len() >= MEMO_PAGES {
             memo.cuts.clear();
         }
         memo.cuts.push((key, cut.clone()));
-        Some(cut)
+        Some((cut, version))
+    }
+
+    /// The same for a client that has had none, and may have offered a token that it still holds.
+    pub fn first_cut(&self, seq: u64, kinds: KindSet, offered: Option<&sync::Token>) -> Option<(Bytes, u64)> {
+        let cache = self.read();
+        if cache.head() != seq {
+            return None;
+        }
+        let cut = match offered {
+            Some(offered) => cache.cut_after(offered, kinds),
+            None => sync::Cut { token: Some(cache.token(kinds)), ..Default::default() },
+        };
+        Some((message(server_message::Message::Cut(cut)), cache.progress().version))
     }
 
     fn memo(&self) -> std::sync::MutexGuard<'_, Memo> {

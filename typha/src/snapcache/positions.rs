@@ -13,6 +13,8 @@ use super::track::Track;
 pub enum Resume {
     /// Send what follows this position; nothing else differs.
     Delta { after: u64 },
+    /// Compare contents, and send what differs: history does not reach back far enough.
+    Digest,
     /// Send everything. `sweep`: absence from it proves deletion.
     Snapshot { sweep: bool },
     /// The client has seen more than this replica: wait, then send it elsewhere.
@@ -23,6 +25,7 @@ impl Resume {
     pub fn verdict(self) -> ResumeVerdict {
         match self {
             Resume::Delta { .. } => ResumeVerdict::ResumeDelta,
+            Resume::Digest => ResumeVerdict::ResumeDigest,
             Resume::Snapshot { .. } => ResumeVerdict::ResumeSnapshot,
             Resume::Behind => ResumeVerdict::ResumeBehind,
         }
@@ -35,17 +38,23 @@ impl Cache {
     pub fn resume(&self, token: Option<&sync::Token>, kinds: KindSet, asked: Instant) -> Resume {
         // Who brings no token has been promised nothing that absence could take away.
         let Some(token) = token else { return Resume::Snapshot { sweep: true } };
-        // Our own positions: the client holds a prefix of what this process has sent.
-        let own = token.epoch == self.epoch() && token.seq <= self.head();
+        let positions = token.positions();
+        // Our own positions: the client holds a prefix of what this process has sent. Unless, since its last cut, it
+        // was sent more, perhaps by a replica that was ahead.
+        let prefix = positions.iter().all(|position| position.high <= position.low);
+        let own = prefix && token.epoch == self.epoch() && token.seq <= self.head();
         if own && self.views_match(token, kinds) && token.seq >= self.trimmed_seq() {
             return Resume::Delta { after: token.seq };
         }
-        let held = Resume::Snapshot { sweep: self.history_accepted() };
+        let held = match self.history_accepted() {
+            true => Resume::Digest,
+            false => Resume::Snapshot { sweep: false },
+        };
         if token.history != self.history() || self.forked() {
             return held;
         }
         if own {
-            return Resume::Snapshot { sweep: true };
+            return Resume::Digest;
         }
         let mut after = self.head();
         let mut delta = self.views_match(token, kinds);
@@ -53,7 +62,7 @@ impl Cache {
         let mut strange = true;
         for (source, track) in self.tracks().iter().enumerate() {
             // A source that the token does not speak of is new: what it holds may differ from what is here.
-            let Some(position) = token.sources.iter().find(|position| position.source == track.name) else {
+            let Some(position) = positions.iter().find(|position| position.source == track.id) else {
                 delta = false;
                 continue;
             };
@@ -69,7 +78,7 @@ impl Cache {
                     _ => behind = true,
                 }
             }
-            if position.witness.as_ref().is_some_and(|witness| track.history.contradicts(witness)) {
+            if position.witness.is_some_and(|witness| track.history.contradicts(witness)) {
                 return held;
             }
             match track.history.resumes_after(position.low, position.high) {
@@ -82,15 +91,16 @@ impl Cache {
             (true, ..) => held,
             (_, true, _) => Resume::Behind,
             (_, _, true) => Resume::Delta { after },
-            _ => Resume::Snapshot { sweep: true },
+            _ => Resume::Digest,
         }
     }
 
     /// The sources that have to be read again before there can be a verdict on the token.
     pub fn doubtful(&self, token: &sync::Token) -> Vec<usize> {
         let tracks = self.tracks().iter().enumerate();
+        let positions = token.positions();
         let behind = |track: &Track| {
-            let seen = token.sources.iter().find(|position| position.source == track.name);
+            let seen = positions.iter().find(|position| position.source == track.id);
             seen.is_some_and(|position| track.revision() < position.low.max(position.high))
         };
         tracks.filter(|(_, track)| behind(track)).map(|(source, _)| source).collect()
@@ -98,9 +108,6 @@ impl Cache {
 
     fn views_match(&self, token: &sync::Token, kinds: KindSet) -> bool {
         let scope = sync::Scope::try_from(token.scope).unwrap_or_default() != sync::Scope::Node;
-        scope
-            && kinds
-                .iter()
-                .all(|kind| token.views.get(kind.name()).is_some_and(|view| view == self.view(kind)))
+        scope && token.view == self.view(kinds)
     }
 }

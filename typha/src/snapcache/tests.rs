@@ -1,14 +1,17 @@
 //! Any client, at any time, from any replica: what it holds after a completed resume is what the replica holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use prost::Message;
+use proto::Position;
 use proto::sync::{self, ServerMessage, server_message};
+use syncer_common::digest;
 use syncer_common::model::{Key, Kind, Update, Value};
 
 use super::*;
+use crate::syncserver::compare::Compare;
 
 const KEYS: u8 = 6;
 
@@ -47,53 +50,190 @@ fn entries(message: &Bytes) -> Vec<sync::Entry> {
 struct Client {
     held: BTreeMap<String, Vec<u8>>,
     token: Option<sync::Token>,
+    /// Of the token, and what came since.
+    positions: Vec<Position>,
     removed: Vec<String>,
 }
 
 impl Client {
-    /// One whole stream. Returns whether it was served.
-    fn follow(&mut self, cache: &Cache, now: Instant, most_pages: usize) -> bool {
-        let kinds = KindSet::all();
-        let (mut cursor, sweep, skip) = match cache.resume(self.token.as_ref(), kinds, now) {
-            Resume::Behind => return false,
-            Resume::Delta { after } => (after, None, 0),
-            Resume::Snapshot { sweep } => (0, Some(sweep), cache.head()),
-        };
-        let mut seen = Vec::new();
-        for _ in 0..most_pages {
-            let page = cache.entries_after(cursor, kinds, skip);
-            for entry in page.message.iter().flat_map(entries) {
-                if let Some(token) = &mut self.token {
-                    for source in &mut token.sources {
-                        for cause in entry.cause.iter().filter(|cause| cause.source == source.source) {
-                            source.high = source.high.max(cause.revision);
+    fn take(&mut self, entry: sync::Entry) {
+        for cause in &entry.cause {
+            let held = self.positions.iter_mut().filter(|held| held.source == cause.source);
+            held.for_each(|held| held.high = held.high.max(cause.revision));
+        }
+        match entry.value {
+            Some(value) => drop(self.held.insert(entry.key, value.encode_to_vec())),
+            None if self.held.remove(&entry.key).is_some() => self.removed.push(entry.key),
+            None => {}
+        }
+    }
+
+    fn hashes(&self, kind: &str, among: impl Fn(u16) -> bool) -> Vec<u64> {
+        let of_kind = |path: &str| Kind::of(&Key::parse(path).unwrap()).unwrap().name() == kind;
+        let held = self.held.iter().filter(|(path, _)| of_kind(path) && among(digest::leaf(path)));
+        held.map(|(path, value)| digest::hash(path, value)).collect()
+    }
+
+    fn sum(&self, kind: &str, among: impl Fn(u16) -> bool) -> u64 {
+        self.hashes(kind, among).into_iter().fold(0, u64::wrapping_add)
+    }
+
+    /// Digests as the protocol has them, written down a second time: nothing is kept, everything is counted anew.
+    fn compare(
+        &mut self,
+        cache: &mut Cache,
+        few: u64,
+        meanwhile: &mut impl FnMut(&mut Cache),
+        seen: &mut Vec<String>,
+    ) -> KindSet {
+        let mut compare = Compare::with_few(KindSet::all(), few);
+        let before = self.clone();
+        let roots = KindSet::all().iter().flat_map(|kind| {
+            let sums = (0..4_096).map(|n| (n, before.sum(kind.name(), |leaf| leaf == n)));
+            digest::root(sums.filter(|(_, sum)| *sum != 0).collect::<Vec<_>>().into_iter())
+        });
+        let mut answers =
+            VecDeque::from([sync::DigestAnswer { sums: roots.collect(), ..Default::default() }]);
+        while let Some(answer) = answers.pop_front() {
+            meanwhile(cache);
+            for message in compare.on_answer(answer, cache).unwrap() {
+                match ServerMessage::decode(message).unwrap().message.unwrap() {
+                    server_message::Message::Batch(batch) => {
+                        for entry in batch.entries {
+                            seen.push(entry.key.clone());
+                            self.take(entry);
                         }
                     }
-                }
-                seen.push(entry.key.clone());
-                match entry.value {
-                    Some(value) => drop(self.held.insert(entry.key, value.encode_to_vec())),
-                    None if self.held.remove(&entry.key).is_some() => self.removed.push(entry.key),
-                    None => {}
+                    server_message::Message::Gone(gone) => {
+                        let gone = |path: &String, value: &Vec<u8>| {
+                            gone.hashes.contains(&digest::hash(path, value)) && !seen.contains(path)
+                        };
+                        let keys: Vec<String> = (self.held.iter())
+                            .filter(|(path, value)| gone(path, value))
+                            .map(|(path, _)| path.clone())
+                            .collect();
+                        for key in keys {
+                            self.held.remove(&key);
+                            self.removed.push(key);
+                        }
+                    }
+                    server_message::Message::Digest(request) => {
+                        let (kind, asked) = (request.kind, request.buckets);
+                        let sum = |n: u16, of: u16| before.sum(&kind, |leaf| leaf / of == n);
+                        let (mut sums, mut hashes) = (Vec::new(), Vec::new());
+                        match request.depth {
+                            1 => sums.extend((0..64).map(|branch| sum(branch, 64))),
+                            2 => sums.extend(
+                                asked.iter().flat_map(|n| n * 64..n * 64 + 64).map(|n| sum(n as u16, 1)),
+                            ),
+                            _ => {
+                                hashes = before.hashes(&kind, |leaf| {
+                                    asked.is_empty() || asked.contains(&u32::from(leaf))
+                                })
+                            }
+                        }
+                        let depth = request.depth;
+                        answers.push_back(sync::DigestAnswer { kind, depth, sums, hashes, last: true });
+                    }
+                    other => panic!("{other:?}"),
                 }
             }
+        }
+        assert!(compare.done());
+        compare.whole
+    }
+
+    /// One whole stream, while the cache goes on. Returns whether it was served.
+    fn follow(
+        &mut self,
+        cache: &mut Cache,
+        now: Instant,
+        most_pages: usize,
+        few: u64,
+        mut meanwhile: impl FnMut(&mut Cache),
+    ) -> bool {
+        let kinds = KindSet::all();
+        let positions = Some(self.positions.iter().copied().collect());
+        let offered = self.token.clone().map(|token| sync::Token { positions, ..token });
+        let verdict = cache.resume(offered.as_ref(), kinds, now);
+        let mut seen = Vec::new();
+        let mut trimmed = cache.trimmed_seq();
+        let start = cache.head();
+        let (mut cursor, sweep, whole) = match verdict {
+            Resume::Behind => return false,
+            Resume::Delta { after } => (after, None, kinds),
+            Resume::Snapshot { sweep } => (0, Some(sweep), kinds),
+            Resume::Digest => {
+                let whole = self.compare(cache, few, &mut meanwhile, &mut seen);
+                (if whole.is_empty() { start } else { 0 }, Some(true), whole)
+            }
+        };
+        let snapshot = cursor < start && sweep.is_some();
+        trimmed = trimmed.max(if sweep.is_some() { start } else { cursor });
+        for page in 0..most_pages {
+            if page > 0 {
+                meanwhile(cache);
+            }
+            if cache.trimmed_seq() > trimmed {
+                return false;
+            }
+            let page = match snapshot && cursor < start {
+                true => cache.entries_between(cursor, Some(start), whole, start),
+                false => cache.entries_after(cursor, kinds, if sweep.is_some() { start } else { 0 }),
+            };
+            for entry in page.message.iter().flat_map(entries) {
+                seen.push(entry.key.clone());
+                self.take(entry);
+            }
             cursor = page.seq;
+            if sweep.is_none() {
+                trimmed = trimmed.max(cursor);
+            }
             if !page.complete() {
                 continue;
             }
             if sweep == Some(true) {
-                let gone: Vec<String> = self.held.keys().filter(|key| !seen.contains(key)).cloned().collect();
+                let swept = |key: &&String| whole.contains(Kind::of(&Key::parse(key).unwrap()).unwrap());
+                let gone: Vec<String> =
+                    self.held.keys().filter(swept).filter(|key| !seen.contains(key)).cloned().collect();
                 for key in gone {
                     self.held.remove(&key);
                     self.removed.push(key);
                 }
             }
             if sweep != Some(false) {
-                self.token = Some(cache.token(kinds));
+                self.adopt(cache, offered.as_ref());
             }
             return true;
         }
         false
+    }
+}
+
+impl Client {
+    /// The cut: whole, or what it changes in the token that was offered. Both have to come to the same.
+    fn adopt(&mut self, cache: &Cache, offered: Option<&sync::Token>) {
+        let whole = cache.token(KindSet::all());
+        let (cut, whole_positions) =
+            (offered.map(|offered| cache.cut_after(offered, KindSet::all())), whole.positions());
+        match (self.token.as_mut(), cut) {
+            (Some(token), Some(cut)) if cut.token.is_none() => {
+                token.seq = cut.seq;
+                if !cut.epoch.is_empty() {
+                    token.epoch = cut.epoch;
+                }
+                for position in cut.positions.unwrap().list() {
+                    let held = self.positions.iter_mut().find(|held| held.source == position.source);
+                    *held.unwrap() = position;
+                }
+                assert_eq!(*token, sync::Token { positions: None, ..whole });
+                assert_eq!(self.positions, whole_positions);
+            }
+            _ => {
+                self.positions = whole_positions;
+                self.token = Some(sync::Token { positions: None, ..whole });
+            }
+        }
     }
 }
 
@@ -198,7 +338,7 @@ fn old_tombstones_go_and_the_cursors_that_needed_them_get_a_snapshot() {
     assert_eq!(cache.tombstones(), 0);
     for token in [&token, &elsewhere] {
         let verdict = cache.resume(Some(token), KindSet::all(), Instant::now());
-        assert_eq!(verdict, Resume::Snapshot { sweep: true });
+        assert_eq!(verdict, Resume::Digest);
     }
     let later = cache.token(KindSet::all());
     assert_eq!(cache.resume(Some(&later), KindSet::all(), Instant::now()), Resume::Delta { after: 3 });
@@ -232,6 +372,26 @@ fn replica_that_has_seen_less_than_the_client_is_behind() {
 }
 
 #[test]
+fn effects_of_a_replica_that_was_ahead_are_not_forgotten_on_the_way_back() {
+    let now = Instant::now();
+    let mut cache = cache("e", "");
+    cache.listing(0, "h", 10);
+    cache.apply_listing(0, 10, vec![set(1, 1)], now);
+    let token = cache.token(KindSet::all());
+    // It went elsewhere, was sent an effect of 15, and came back before there was a cut.
+    let mut positions = token.positions();
+    positions[0].high = 15;
+    let raised = sync::Token { positions: Some(positions.into_iter().collect()), ..token.clone() };
+    let ask = |cache: &Cache, token| cache.resume(Some(token), KindSet::all(), now);
+    assert_eq!(ask(&cache, &token), Resume::Delta { after: 1 });
+    assert_eq!(ask(&cache, &raised), Resume::Behind);
+    // What was created at 15 may have been deleted before this listing: there is no trace of it.
+    cache.listing(0, "h", 20);
+    cache.apply_listing(0, 20, vec![], now);
+    assert_eq!(ask(&cache, &raised), Resume::Digest);
+}
+
+#[test]
 fn fork_holds_deletions_until_the_operator_accepts_the_history() {
     let now = Instant::now();
     for (accepted, held) in [("", true), ("restored", false)] {
@@ -244,7 +404,7 @@ fn fork_holds_deletions_until_the_operator_accepts_the_history() {
         cache.apply_listing(0, 50, vec![set(1, 9), unset(2)], now);
         assert_eq!((cache.forked(), live(&cache).len()), (held, if held { 2 } else { 1 }));
         let verdict = cache.resume(Some(&old), KindSet::all(), Instant::now());
-        assert_eq!(verdict, Resume::Snapshot { sweep: !held });
+        assert_eq!(verdict, if held { Resume::Snapshot { sweep: false } } else { Resume::Digest });
     }
 }
 
@@ -322,7 +482,7 @@ fn position_of_one_source_says_nothing_about_another() {
         d.listing(source, "h", revision);
         d.apply_listing(source, revision, vec![], now);
     }
-    assert_eq!(ask(&d), Resume::Snapshot { sweep: true });
+    assert_eq!(ask(&d), Resume::Digest);
 }
 
 #[test]
@@ -364,8 +524,9 @@ enum Step {
     Restart(usize, u64),
     /// A replica's tombstones grow old.
     Age(usize),
-    /// A client follows a replica, for so many pages, with or without a fresh read of the datastore.
-    Follow(usize, usize, usize, bool),
+    /// A client follows a replica, for so many pages, with or without a fresh read of the datastore, while the
+    /// replica takes in so many revisions between any two messages, and its tombstones may grow old.
+    Follow { client: usize, replica: usize, pages: usize, read: bool, meanwhile: usize, ages: bool, few: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -379,7 +540,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (two(), two()).prop_map(|(replica, source)| Step::Relist(replica, source)),
         1 => (two(), 0u64..6).prop_map(|(replica, back)| Step::Restart(replica, back)),
         1 => two().prop_map(Step::Age),
-        6 => (two(), two(), 0usize..3, any::<bool>()).prop_map(|(c, r, pages, read)| Step::Follow(c, r, pages, read)),
+        6 => (two(), two(), 0usize..4, any::<bool>(), 0usize..3, prop::bool::weighted(0.1), prop::bool::ANY).prop_map(
+            |(client, replica, pages, read, meanwhile, ages, few)| {
+                Step::Follow { client, replica, pages, read, meanwhile, ages, few: if few { 512 } else { 0 } }
+            }
+        ),
     ]
 }
 
@@ -422,7 +587,7 @@ impl World {
     fn was_absent(&self, path: &str, token: &sync::Token) -> bool {
         let n = (0..KEYS).find(|n| key(*n).path().unwrap() == path).unwrap();
         let source = usize::from(n % 2);
-        (token.sources[source].low..=self.newest(source))
+        (token.positions()[source].low..=self.newest(source))
             .any(|revision| !self.state(source, revision).contains_key(&n))
     }
 
@@ -441,7 +606,7 @@ impl World {
         for (index, changes) in later.filter(|(_, changes)| !changes.is_empty()).take(events) {
             let revision = index as u64 + 2;
             let updates = changes.iter().map(|(k, v)| v.map_or_else(|| unset(*k), |v| set(*k, v))).collect();
-            cache.apply_revision(source, revision, updates, revision * 7, now);
+            cache.apply_revision(source, revision, updates, revision as u32 * 7, now);
         }
     }
 
@@ -487,14 +652,25 @@ proptest! {
                     now += Duration::from_secs(31 * 60);
                     caches[n].trim(now);
                 }
-                Step::Follow(c, n, pages, read) => {
-                    let (client, cache) = (&mut clients[c], &mut caches[n]);
+                Step::Follow { client, replica, pages, read, meanwhile, ages, few } => {
+                    let (client, cache) = (&mut clients[client], &mut caches[replica]);
                     for source in (0..2).filter(|_| read) {
                         cache.proof(source, world.newest(source), now);
                     }
                     client.removed.clear();
-                    let before = client.token.clone();
-                    if client.follow(cache, now, pages) {
+                    let positions = Some(client.positions.iter().copied().collect());
+                    let before = client.token.clone().map(|token| sync::Token { positions, ..token });
+                    let mut later = now;
+                    let go_on = |cache: &mut Cache| {
+                        for source in (0..2).filter(|_| meanwhile > 0) {
+                            world.advance(cache, source, meanwhile, later);
+                        }
+                        if ages {
+                            later += Duration::from_secs(31 * 60);
+                            cache.trim(later);
+                        }
+                    };
+                    if client.follow(cache, now, pages, few, go_on) {
                         prop_assert_eq!(&client.held, &live(cache));
                     }
                     for key in &client.removed {
@@ -508,7 +684,8 @@ proptest! {
             for source in 0..2 {
                 world.bookmark(cache, source, now);
             }
-            prop_assert!(client.follow(cache, now, 9));
+            let served = client.follow(cache, now, 9, 512, |_| {});
+            prop_assert!(served);
             prop_assert_eq!(&client.held, &live(cache));
         }
     }

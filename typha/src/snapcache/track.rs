@@ -3,6 +3,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use proto::Position;
+use syncer_common::digest::source_id;
+
 use super::history::History;
 
 /// A watch from which nothing was heard for so long is taken for stalled, whatever other reads say. An API
@@ -12,6 +15,10 @@ const STALLED: Duration = Duration::from_secs(75);
 #[derive(Debug, Default)]
 pub(super) struct Track {
     pub name: String,
+    /// What stands for the name on the wire.
+    pub id: u32,
+    /// The cache's version at which the position changed last.
+    pub moved: u64,
     /// Empty before the first listing.
     pub history_id: String,
     pub history: History,
@@ -31,7 +38,7 @@ pub(super) struct Track {
 
 impl Track {
     pub fn new(name: String) -> Self {
-        Track { name, ..Track::default() }
+        Track { id: source_id(&name), name, ..Track::default() }
     }
 
     /// Another history: nothing of before counts.
@@ -52,7 +59,7 @@ impl Track {
     }
 
     /// Complete up to `revision`. `witness`: the hash of its events, if it had any.
-    pub fn advanced(&mut self, revision: u64, seq: u64, changed: bool, witness: Option<u64>, now: Instant) {
+    pub fn advanced(&mut self, revision: u64, seq: u64, changed: bool, witness: Option<u32>, now: Instant) {
         if changed {
             self.effect = revision;
         }
@@ -94,6 +101,15 @@ impl Track {
 
     pub fn effect(&self) -> u64 {
         self.effect
+    }
+
+    /// This source's share of a token.
+    pub fn position(&self) -> Position {
+        Position { source: self.id, low: self.revision(), high: self.effect, witness: self.history.witness() }
+    }
+
+    pub fn heard_within(&self, now: Instant, lately: Duration) -> bool {
+        self.heard.is_some_and(|heard| now.saturating_duration_since(heard) <= lately)
     }
 
     pub fn proven(&self) -> Option<Instant> {

@@ -4,7 +4,8 @@
 //! stands still, at no cost, and is then given the latest value of what changed meanwhile.
 //!
 //! Order on the wire: hello; for a snapshot, batches until the cursor has reached the head, `SnapshotEnd`;
-//! then the status of the kinds and a cut; from there batches, each run of them ended by a cut. Before the
+//! then the status of the kinds and a cut; for a digest, questions and answers, what they have shown to differ, and
+//! the same end; from there batches, each run of them ended by a cut. Before the
 //! cache is in sync there is a status RESYNC, heartbeats and nothing else: no entry, no deletion, no end of a
 //! snapshot.
 
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use super::compare::Compare;
 use super::registry::Client;
 use super::{Context, hello};
 use crate::snapcache::{KindSet, Progress, Resume, message};
@@ -30,6 +32,9 @@ use crate::snapcache::{KindSet, Progress, Resume, message};
 const NOT_IN_SYNC: &str = "this replica has not caught up with the datastore yet";
 const FORKED: &str = "FORKED: the datastore's history is not the one that was followed; deletions are held until \
                       an operator sets AcceptHistory";
+
+/// For each answer of a client whose state is compared.
+const DIGEST_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) struct Connection {
     context: Arc<Context>,
@@ -51,15 +56,28 @@ enum Phase {
         kinds: KindSet,
         since: Instant,
     },
+    /// Finding out what the client holds; nothing of the state is sent before that.
+    Comparing(Comparison),
     Streaming(Cursor),
     Closed,
+}
+
+struct Comparison {
+    compare: Compare,
+    cursor: Cursor,
+    /// When the client has to have answered.
+    until: Instant,
 }
 
 struct Cursor {
     kinds: KindSet,
     seq: u64,
-    /// Position of the last cut; none before the first.
-    cut: Option<u64>,
+    /// Position of the last cut, and the version that it was of; none before the first.
+    cut: Option<(u64, u64)>,
+    /// The token that the client offered, and holds until it gets another.
+    offered: Option<sync::Token>,
+    /// Tombstones up to here are not needed. Trimmed past it, the client has to come again.
+    settled: u64,
     snapshot: Option<Snapshot>,
     since: Instant,
     last_sent: Option<Instant>,
@@ -68,9 +86,11 @@ struct Cursor {
 }
 
 struct Snapshot {
+    /// Sent whole; of the others, changes only.
+    kinds: KindSet,
     sweep: bool,
     /// Tombstones up to here were there before the client came.
-    skip_tombstones: u64,
+    start: u64,
 }
 
 /// In the registry for as long as the stream lives.
@@ -137,6 +157,7 @@ impl Connection {
             match &mut self.phase {
                 Phase::Hello => self.greet().await?,
                 Phase::NotInSync { .. } => self.await_sync().await?,
+                Phase::Comparing(_) => self.compare().await?,
                 Phase::Streaming(_) => self.step().await?,
                 Phase::Closed => return Ok(None),
             }
@@ -170,7 +191,8 @@ impl Connection {
                     agent = hello.agent,
                     "agent connected, waiting for the datastore"
                 );
-                self.queue.push_back(hello::answer(&self.context, kinds, ResumeVerdict::ResumeSnapshot));
+                let verdict = ResumeVerdict::ResumeSnapshot;
+                self.queue.push_back(hello::answer(&self.context, &hello, kinds, verdict));
                 let waiting_for: Vec<String> =
                     self.context.cache.read().unproven().take(4).map(str::to_owned).collect();
                 self.status(
@@ -181,12 +203,12 @@ impl Connection {
                 self.phase = Phase::NotInSync { kinds, since };
             }
             Some(resume) => {
-                let verdict = resume.verdict();
+                let verdict = resume.0.verdict();
                 self.context.metrics.resumed(verdict).increment(1);
                 let answered = verdict.as_str_name();
                 tracing::info!(node = hello.node, agent = hello.agent, verdict = answered, "agent connected");
-                self.queue.push_back(hello::answer(&self.context, kinds, verdict));
-                self.begin(resume, kinds, since);
+                self.queue.push_back(hello::answer(&self.context, &hello, kinds, verdict));
+                self.begin(resume, kinds, hello.resume, since);
             }
         }
         Ok(())
@@ -202,24 +224,29 @@ impl Connection {
 
     /// Decides on the client's token, waiting a while if this replica has seen less than the client. Nothing:
     /// not in sync, and the client has no state that waiting elsewhere could serve better.
-    async fn verdict(&mut self, hello: &ClientHello, kinds: KindSet) -> Option<Resume> {
+    async fn verdict(&mut self, hello: &ClientHello, kinds: KindSet) -> Option<(Resume, u64)> {
         let asked = std::time::Instant::now();
         let deadline = Instant::now() + self.context.options.behind_wait;
         let mut probed = false;
         loop {
             self.progress.mark_unchanged();
-            let resume = {
+            let (resume, trimmed) = {
                 let cache = self.context.cache.read();
-                if cache.in_sync() {
+                let resume = if cache.in_sync() {
                     cache.resume(hello.resume.as_ref(), kinds, asked)
                 } else if hello.resume.is_none() {
                     return None;
                 } else {
                     Resume::Behind
-                }
+                };
+                (resume, cache.trimmed_seq())
             };
-            if resume != Resume::Behind {
-                return Some(resume);
+            match resume {
+                Resume::Behind => {}
+                Resume::Digest if !hello::digests(hello) => {
+                    return Some((Resume::Snapshot { sweep: true }, trimmed));
+                }
+                resume => return Some((resume, trimmed)),
             }
             if let Some(token) = hello.resume.as_ref().filter(|_| !std::mem::replace(&mut probed, true)) {
                 let doubtful = self.context.cache.read().doubtful(token);
@@ -227,63 +254,134 @@ impl Connection {
             }
             tokio::select! {
                 changed = self.progress.changed() => if changed.is_err() {
-                    return Some(Resume::Behind);
+                    return Some((Resume::Behind, trimmed));
                 },
-                () = tokio::time::sleep_until(deadline) => return Some(Resume::Behind),
-                () = self.context.drain.cancelled() => return Some(Resume::Behind),
+                () = tokio::time::sleep_until(deadline) => return Some((Resume::Behind, trimmed)),
+                () = self.context.drain.cancelled() => return Some((Resume::Behind, trimmed)),
             }
         }
     }
 
-    fn begin(&mut self, resume: Resume, kinds: KindSet, since: Instant) {
-        let (seq, snapshot) = match resume {
-            Resume::Behind => {
-                self.status(
-                    SyncState::SyncResync,
-                    kinds,
-                    "this replica has seen less of the datastore than you have",
-                );
-                self.phase = Phase::Closed;
-                return;
-            }
-            Resume::Delta { after } => (after, None),
-            Resume::Snapshot { sweep } => {
-                if !sweep {
-                    self.status(SyncState::SyncResync, kinds, FORKED);
-                }
-                let skip_tombstones = self.context.cache.read().head();
-                (0, Some(Snapshot { sweep, skip_tombstones }))
-            }
-        };
-        let cursor = Cursor {
+    /// `trimmed`: up to where tombstones had been dropped at the time of the verdict.
+    fn begin(
+        &mut self,
+        (resume, trimmed): (Resume, u64),
+        kinds: KindSet,
+        offered: Option<sync::Token>,
+        since: Instant,
+    ) {
+        let head = self.context.cache.read().head();
+        let mut cursor = Cursor {
             kinds,
-            seq,
+            seq: head,
             cut: None,
-            snapshot,
+            offered,
+            settled: head,
+            snapshot: None,
             since,
             last_sent: None,
             going_away: false,
             told_forked: false,
         };
+        match resume {
+            Resume::Behind => {
+                self.status(
+                    SyncState::SyncResync,
+                    KindSet::default(),
+                    "this replica has seen less of the datastore than you have",
+                );
+                self.phase = Phase::Closed;
+                return;
+            }
+            Resume::Delta { after } => (cursor.seq, cursor.settled) = (after, after.max(trimmed)),
+            Resume::Snapshot { sweep } => {
+                if !sweep {
+                    self.status(SyncState::SyncResync, KindSet::default(), FORKED);
+                }
+                cursor.seq = 0;
+                // Its deletions are not to be believed, nor are tokens of it to be changed by parts.
+                cursor.offered = None;
+                cursor.snapshot = Some(Snapshot { kinds, sweep, start: head });
+            }
+            Resume::Digest => {
+                let until = Instant::now() + DIGEST_WAIT;
+                self.phase = Phase::Comparing(Comparison { compare: Compare::new(kinds), cursor, until });
+                return;
+            }
+        }
         self.phase = Phase::Streaming(cursor);
+    }
+
+    /// Waits for the client's next answer. Its state stands still meanwhile, and so does the cursor.
+    async fn compare(&mut self) -> Result<(), Status> {
+        let Phase::Comparing(comparison) = &mut self.phase else { return Ok(()) };
+        // The deletions of a datastore that turned out to be another one prove nothing.
+        if self.context.cache.read().forked() {
+            self.go_away(sync::GoAway { reason: "the datastore was restored".into(), ..Default::default() });
+            self.phase = Phase::Closed;
+            return Ok(());
+        }
+        let until = comparison.until;
+        tokio::select! {
+            () = self.context.closed.cancelled() => self.phase = Phase::Closed,
+            () = self.context.drain.cancelled() => {
+                self.leave();
+                self.phase = Phase::Closed;
+            }
+            message = self.inbound.message() => match message? {
+                None => self.phase = Phase::Closed,
+                message => self.on_message(message)?,
+            },
+            _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
+            () = tokio::time::sleep_until(until) => {
+                return Err(Status::deadline_exceeded("digests were not answered in time"));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_digest(&mut self, answer: sync::DigestAnswer) -> Result<(), Status> {
+        let Phase::Comparing(comparison) = &mut self.phase else {
+            return Err(Status::invalid_argument("a digest that nobody has asked for"));
+        };
+        let messages = {
+            let cache = self.context.cache.read();
+            comparison.compare.on_answer(answer, &cache).map_err(Status::invalid_argument)?
+        };
+        comparison.until = Instant::now() + DIGEST_WAIT;
+        self.queue.extend(messages);
+        if comparison.compare.done() {
+            let Phase::Comparing(Comparison { compare, mut cursor, .. }) =
+                std::mem::replace(&mut self.phase, Phase::Closed)
+            else {
+                return Ok(());
+            };
+            if !compare.whole.is_empty() {
+                let start = std::mem::take(&mut cursor.seq);
+                cursor.snapshot = Some(Snapshot { kinds: compare.whole, sweep: true, start });
+            }
+            self.phase = Phase::Streaming(cursor);
+        }
+        Ok(())
     }
 
     async fn await_sync(&mut self) -> Result<(), Status> {
         let Phase::NotInSync { kinds, since } = self.phase else { return Ok(()) };
         let resume = {
             let cache = self.context.cache.read();
-            cache.in_sync().then(|| cache.resume(None, kinds, std::time::Instant::now()))
+            let resume = || cache.resume(None, kinds, std::time::Instant::now());
+            cache.in_sync().then(|| (resume(), cache.trimmed_seq()))
         };
         if let Some(resume) = resume {
-            self.context.metrics.resumed(resume.verdict()).increment(1);
-            self.begin(resume, kinds, since);
+            self.context.metrics.resumed(resume.0.verdict()).increment(1);
+            self.begin(resume, kinds, None, since);
             return Ok(());
         }
         tokio::select! {
             _ = self.progress.changed() => {}
             _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
             message = self.inbound.message(), if self.listening => self.on_message(message?)?,
-            () = self.context.drain.cancelled() => self.go_away(),
+            () = self.context.drain.cancelled() => self.leave(),
         }
         if self.context.drain.is_cancelled() {
             self.phase = Phase::Closed;
@@ -299,13 +397,14 @@ impl Connection {
         let progress = *self.progress.borrow_and_update();
         if progress.forked && !cursor.told_forked {
             cursor.told_forked = true;
-            let kinds = cursor.kinds;
-            self.status(SyncState::SyncInSync, kinds, FORKED);
+            self.status(SyncState::SyncInSync, KindSet::default(), FORKED);
             return Ok(());
         }
         let due = (cursor.seq < progress.seq || cursor.cut.is_none()).then(|| match cursor.last_sent {
             // Caught up a moment ago: let what comes together go together.
-            Some(sent) if cursor.cut == Some(cursor.seq) => sent + self.context.options.coalesce,
+            Some(sent) if cursor.cut.is_some_and(|(cut, _)| cut == cursor.seq) => {
+                sent + self.context.options.coalesce
+            }
             _ => Instant::now(),
         });
         if due.is_some_and(|due| due <= Instant::now()) {
@@ -315,7 +414,7 @@ impl Connection {
         let later = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             () = self.context.closed.cancelled() => self.phase = Phase::Closed,
-            () = self.context.drain.cancelled(), if !going_away => self.go_away(),
+            () = self.context.drain.cancelled(), if !going_away => self.leave(),
             message = self.inbound.message(), if self.listening => self.on_message(message?)?,
             changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok()),
             changed = self.progress.changed(), if due.is_none() => if changed.is_err() {
@@ -336,14 +435,26 @@ impl Connection {
         }
         let Phase::Streaming(cursor) = &mut self.phase else { return Ok(()) };
         let context = &self.context;
+        if context.cache.read().trimmed_seq() > cursor.settled {
+            // It was away for so long that deletions have been forgotten meanwhile. Digests will tell.
+            self.go_away(sync::GoAway { reason: "resync".into(), ..Default::default() });
+            self.phase = Phase::Closed;
+            return Ok(());
+        }
         let page = match &cursor.snapshot {
             Some(snapshot) => {
-                context.cache.read().entries_after(cursor.seq, cursor.kinds, snapshot.skip_tombstones)
+                // Up to the start, what is sent whole; from there on, what changes.
+                let kinds = if cursor.seq < snapshot.start { snapshot.kinds } else { cursor.kinds };
+                let to = (cursor.seq < snapshot.start).then_some(snapshot.start);
+                context.cache.read().entries_between(cursor.seq, to, kinds, snapshot.start)
             }
             None => context.cache.page(cursor.seq, cursor.kinds),
         };
         let complete = page.complete();
         cursor.seq = page.seq;
+        if cursor.snapshot.is_none() || complete {
+            cursor.settled = cursor.settled.max(cursor.seq);
+        }
         cursor.last_sent = Some(Instant::now());
         let sent = page.message.is_some();
         if let Some(bytes) = page.message {
@@ -354,7 +465,7 @@ impl Connection {
             return Ok(());
         }
         if let Some(snapshot) = cursor.snapshot.take() {
-            let kinds = if snapshot.sweep { cursor.kinds.names() } else { Vec::new() };
+            let kinds = if snapshot.sweep { snapshot.kinds.names() } else { Vec::new() };
             self.queue.push_back(message(server_message::Message::SnapshotEnd(sync::SnapshotEnd { kinds })));
             context.metrics.snapshots.increment(1);
             context.metrics.snapshot_send.record(cursor.since.elapsed().as_secs_f64());
@@ -368,9 +479,15 @@ impl Connection {
     /// Queues a cut if the cursor is still at the head.
     fn cut(&mut self) {
         let Phase::Streaming(cursor) = &mut self.phase else { return };
-        let Some(cut) = self.context.cache.cut(cursor.seq, cursor.kinds) else { return };
-        let first = cursor.cut.replace(cursor.seq).is_none();
-        let (seq, kinds) = (cursor.seq, cursor.kinds);
+        let cache = &self.context.cache;
+        let cut = match cursor.cut {
+            Some((_, version)) => cache.cut(cursor.seq, cursor.kinds, version),
+            None => cache.first_cut(cursor.seq, cursor.kinds, cursor.offered.as_ref()),
+        };
+        let Some((cut, version)) = cut else { return };
+        let first = cursor.cut.replace((cursor.seq, version)).is_none();
+        cursor.offered = None;
+        let seq = cursor.seq;
         if let Some(registered) = &mut self.registered {
             registered.client.on_sent(seq);
             if first {
@@ -379,7 +496,7 @@ impl Connection {
             }
         }
         if first {
-            self.status(SyncState::SyncInSync, kinds, "");
+            self.status(SyncState::SyncInSync, KindSet::default(), "");
         }
         self.queue.push_back(cut);
     }
@@ -391,19 +508,23 @@ impl Connection {
         }
         let Phase::Streaming(cursor) = &self.phase else { return };
         // What changed since the last cut was of other kinds; the client's token is to keep up all the same.
-        if cursor.cut.is_some_and(|cut| cut != cursor.seq) {
+        if cursor.cut.is_some_and(|(cut, _)| cut != cursor.seq) {
             self.cut();
         }
         self.queue.push_back(self.heartbeat.borrow_and_update().clone());
     }
 
-    fn go_away(&mut self) {
+    /// Asks the client to go to another replica, because this one ends.
+    fn leave(&mut self) {
         if let Phase::Streaming(cursor) = &mut self.phase {
             cursor.going_away = true;
         }
         self.context.metrics.connections_dropped.increment(1);
         let servers = self.context.options.peers.clone();
-        let go_away = sync::GoAway { reason: "draining".into(), servers, not_before_millis: 0 };
+        self.go_away(sync::GoAway { reason: "draining".into(), servers, not_before_millis: 0 });
+    }
+
+    fn go_away(&mut self, go_away: sync::GoAway) {
         self.queue.push_back(message(server_message::Message::GoAway(go_away)));
     }
 
@@ -431,13 +552,7 @@ impl Connection {
                     tracing::warn!(node = client.node, agent = client.agent, %refusal, "report refused");
                 }
             }
-            Some(client_message::Message::Digest(_)) => {
-                tracing::debug!(
-                    node = client.node,
-                    agent = client.agent,
-                    "digest answer to no question, ignored"
-                );
-            }
+            Some(client_message::Message::Digest(answer)) => return self.on_digest(answer),
             Some(client_message::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a stream has one hello, and this one has had it"));
             }

@@ -7,6 +7,8 @@ use tonic::Status;
 use super::Context;
 use crate::snapcache::{KindSet, message};
 
+/// Feature: content digests.
+const DIGEST: &str = "digest";
 /// Versions N-2 to N+2 talk to each other.
 const VERSIONS: u32 = 2;
 
@@ -40,7 +42,17 @@ pub(super) fn kinds(hello: &ClientHello) -> KindSet {
     hello.kinds.iter().filter_map(|name| Kind::from_name(name)).collect()
 }
 
-pub(super) fn answer(context: &Context, kinds: KindSet, verdict: ResumeVerdict) -> bytes::Bytes {
+/// The client can compare digests.
+pub(super) fn digests(hello: &ClientHello) -> bool {
+    hello.features.iter().any(|feature| feature == DIGEST)
+}
+
+pub(super) fn answer(
+    context: &Context,
+    hello: &ClientHello,
+    kinds: KindSet,
+    verdict: ResumeVerdict,
+) -> bytes::Bytes {
     let (history, epoch) = {
         let cache = context.cache.read();
         (cache.history().to_owned(), cache.epoch().to_owned())
@@ -49,14 +61,16 @@ pub(super) fn answer(context: &Context, kinds: KindSet, verdict: ResumeVerdict) 
         version: proto::VERSION,
         software: context.options.software.clone(),
         replica: context.options.replica.clone(),
-        history,
+        // The token's, or it would not be resumed.
+        history: if verdict == ResumeVerdict::ResumeDelta { String::new() } else { history },
         epoch,
-        // None are defined yet; what a client offers beyond them is not in force.
-        features: Vec::new(),
+        // What a client offers beyond them is not in force.
+        features: if digests(hello) { vec![DIGEST.to_owned()] } else { Vec::new() },
         // Scope NODE is not served yet: the client is told so, and gets everything.
         scope: sync::Scope::All as i32,
         verdict: verdict as i32,
-        kinds: kinds.names(),
+        // Under DELTA they are those of the token, or the view would not be the same.
+        kinds: if verdict == ResumeVerdict::ResumeDelta { Vec::new() } else { kinds.names() },
     }))
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! Server::run ── accepts, until asked to drain                      (this file)
 //!   ├─ service.rs     one Connection per stream, polled when its socket can take more
+//!   │    compare.rs      digests: what the client lacks, and holds too much
 //!   │    connection.rs   hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
 //!   ├─ heartbeat      every 2 s, encoded once, a watch channel to all streams
 //!   └─ admin.rs       Status, Load, Wait, from the registry of streams (registry.rs)
@@ -12,6 +13,7 @@
 //! holds nothing but its position. Nothing is queued for anybody.
 
 mod admin;
+pub(crate) mod compare;
 mod connection;
 mod hello;
 mod registry;
@@ -38,6 +40,8 @@ use crate::snapcache::{Shared, message};
 use registry::Registry;
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Heartbeats carry the positions that moved within this time: five chances to hear of each.
+const POSITIONS: Duration = Duration::from_secs(10);
 /// Pings on quiet connections find peers that went without a word.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -118,7 +122,7 @@ impl Context {
         let heartbeat = sync::Heartbeat {
             age_millis: cache.age(Instant::now()).map(millis),
             uptime_millis: millis(self.started.elapsed()),
-            sources: cache.sources(),
+            positions: Some(cache.positions(Instant::now(), POSITIONS)),
             seq: cache.head(),
         };
         message(server_message::Message::Heartbeat(heartbeat))

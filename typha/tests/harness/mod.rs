@@ -5,6 +5,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod process;
+pub mod proxy;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -82,9 +83,14 @@ pub fn options() -> Options {
 impl Replica {
     /// Not in sync and empty.
     pub fn start(options: Options) -> Replica {
-        let epoch = format!("epoch-{}", EPOCH.fetch_add(1, Ordering::Relaxed));
+        Replica::start_of(options, &["etcd"])
+    }
+
+    /// The same with sources of these names.
+    pub fn start_of(options: Options, sources: &[&str]) -> Replica {
+        let epoch = format!("epoch-{:010}", EPOCH.fetch_add(1, Ordering::Relaxed));
         let mut cache = Cache::new(epoch, "");
-        cache.follow(["etcd"]);
+        cache.follow(sources.iter().copied());
         let cache = Shared::new(cache);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -122,7 +128,8 @@ impl Replica {
     }
 
     pub fn apply(&self, revision: u64, updates: Vec<Update>) {
-        self.cache.update(|cache| cache.apply_revision(0, revision, updates, revision * 31, Instant::now()));
+        self.cache
+            .update(|cache| cache.apply_revision(0, revision, updates, revision as u32 * 31, Instant::now()));
     }
 
     pub fn state(&self) -> State {
@@ -195,6 +202,10 @@ impl Agent {
     pub fn start_on(node: &str, servers: &[String], agent: &'static str) -> Agent {
         let mut config = ClientConfig::new(servers.to_vec(), node, agent, "test 0");
         config.read_timeout = Duration::from_secs(3);
+        Agent::start_with(config)
+    }
+
+    pub fn start_with(mut config: ClientConfig) -> Agent {
         config.backoff = (Duration::from_millis(20), Duration::from_millis(200));
         let reports = config.reports.clone();
         let (events, mut inbox) = mpsc::channel(1);
