@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use harness::*;
 use proto::sync::{ResumeVerdict, SyncState, server_message::Message as Down};
+use syncer_common::model::Kind;
 use typha::syncserver::Options;
 
 fn some(count: u32) -> Vec<syncer_common::model::Update> {
@@ -89,7 +90,7 @@ async fn lagging_replica_tells_an_agent_nothing_until_it_has_caught_up() {
     let agent = Agent::start(&[ahead.name()], "felix");
     ahead.apply(11, vec![set(100, "new")]);
     agent.settle(&ahead).await;
-    let token = ahead.cache.read().token(typha::snapcache::KindSet::all());
+    let token = ahead.cache.read().token(Kind::FELIX.into_iter().collect());
     ahead.kill();
 
     // It has not seen key 100: a snapshot from it would be a false deletion.

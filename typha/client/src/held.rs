@@ -51,6 +51,9 @@ struct Stream {
     snapshot: bool,
     /// What was held when the server asked for digests.
     digests: Option<Digests>,
+    /// What is gone, by hash, and kinds to be swept: at the cut, together with the token that says so.
+    gone: HashMap<Kind, HashSet<u64>>,
+    swept: Vec<Kind>,
     /// Kinds for which the stream is known to be complete.
     complete: Vec<Kind>,
 }
@@ -100,7 +103,15 @@ impl Held {
             Some(token) if hello.history.is_empty() => token.history.clone(),
             _ => hello.history.clone(),
         };
-        self.stream = Stream { history, epoch: hello.epoch.clone(), kinds, snapshot, digests, complete };
+        self.stream = Stream {
+            history,
+            epoch: hello.epoch.clone(),
+            kinds,
+            snapshot,
+            digests,
+            complete,
+            ..Stream::default()
+        };
         roots
     }
 
@@ -108,16 +119,11 @@ impl Held {
         self.stream.digests.as_ref().map(|digests| digests.answers(request)).unwrap_or_default()
     }
 
-    /// The server has compared: it does not have these. What came in this stream is not meant.
-    pub fn on_gone(&mut self, gone: &Gone) -> News {
-        let mut news = News::default();
-        let (Some(kind), Some(_)) = (Kind::from_name(&gone.kind), &self.stream.digests) else { return news };
-        let hashes: HashSet<u64> = gone.hashes.iter().copied().collect();
-        let generation = self.generation;
-        self.remove(&mut news, |delivered| {
-            delivered.kind == kind && delivered.generation != generation && hashes.contains(&delivered.hash)
-        });
-        news
+    /// The server has compared: it does not have these. What comes in this stream is not meant.
+    pub fn on_gone(&mut self, gone: &Gone) {
+        if let (Some(kind), Some(_)) = (Kind::from_name(&gone.kind), &self.stream.digests) {
+            self.stream.gone.entry(kind).or_default().extend(&gone.hashes);
+        }
     }
 
     pub fn on_entries(&mut self, entries: Vec<Entry>) -> News {
@@ -166,25 +172,29 @@ impl Held {
     }
 
     /// What the snapshot did not contain is gone, for the kinds that it covers: of those the server has sent all.
-    pub fn on_snapshot_end(&mut self, end: &SnapshotEnd) -> News {
-        let mut news = News::default();
+    pub fn on_snapshot_end(&mut self, end: &SnapshotEnd) {
         if !self.stream.snapshot && self.stream.digests.is_none() {
-            return news;
+            return;
         }
         let kinds: Vec<Kind> = end.kinds.iter().filter_map(|name| Kind::from_name(name)).collect();
-        let generation = self.generation;
-        self.remove(&mut news, |delivered| {
-            delivered.generation != generation && kinds.contains(&delivered.kind)
-        });
         if self.stream.snapshot {
-            self.stream.complete = kinds;
+            self.stream.complete.clone_from(&kinds);
         }
-        news
+        self.stream.swept = kinds;
     }
 
-    fn remove(&mut self, news: &mut News, gone: impl Fn(&Delivered) -> bool) {
+    /// Deletes what has been proven to be gone. Not before the cut: were the stream to end between the two, nothing
+    /// would tell the next server how far the state had come.
+    fn sweep(&mut self) -> News {
+        let (gone, swept) = (std::mem::take(&mut self.stream.gone), std::mem::take(&mut self.stream.swept));
+        let mut news = News::default();
+        if gone.is_empty() && swept.is_empty() {
+            return news;
+        }
+        let generation = self.generation;
         self.keys.retain(|path, delivered| {
-            if !gone(delivered) {
+            let compared = || gone.get(&delivered.kind).is_some_and(|gone| gone.contains(&delivered.hash));
+            if delivered.generation == generation || !(swept.contains(&delivered.kind) || compared()) {
                 return true;
             }
             match Key::parse(path) {
@@ -194,17 +204,19 @@ impl Held {
             false
         });
         news.updates.sort_by(|a, b| a.key.cmp(&b.key));
+        news
     }
 
-    /// Nothing: the cut changes a token that is not held.
-    pub fn on_cut(&mut self, cut: Cut) -> Option<AtCut> {
+    /// What the cut means, and what is gone with it. Nothing: it changes a token that is not held.
+    pub fn on_cut(&mut self, cut: Cut) -> Option<(AtCut, News)> {
+        let news = self.sweep();
         self.stream.digests = None;
         let complete = self.stream.kinds.iter().all(|kind| self.stream.complete.contains(kind));
         let seq = cut.token.as_ref().map_or(cut.seq, |token| token.seq);
         let at = AtCut { first_in_sync: false, epoch: self.stream.epoch.clone(), seq };
         if !complete {
             // The snapshot proved nothing for some kinds: the old token says better what is held.
-            return Some(at);
+            return Some((at, news));
         }
         match cut.token {
             Some(token) => {
@@ -214,7 +226,7 @@ impl Held {
             None => self.change(cut)?,
         }
         let first = !std::mem::replace(&mut self.in_sync, true);
-        Some(AtCut { first_in_sync: first, ..at })
+        Some((AtCut { first_in_sync: first, ..at }, news))
     }
 
     fn change(&mut self, cut: Cut) -> Option<()> {
@@ -328,8 +340,9 @@ mod tests {
         held.on_hello(&hello(ResumeVerdict::ResumeSnapshot));
         let news = held.on_entries(vec![entry(1, Some("a"), 5), entry(2, Some("b"), 5)]);
         assert_eq!(news.updates.len(), 2);
-        assert!(held.on_snapshot_end(&end(ALL)).updates.is_empty());
-        assert!(held.on_cut(cut("e1", 2, 10)).unwrap().first_in_sync);
+        held.on_snapshot_end(&end(ALL));
+        let (at, gone) = held.on_cut(cut("e1", 2, 10)).unwrap();
+        assert!(at.first_in_sync && gone.updates.is_empty());
         held
     }
 
@@ -344,9 +357,10 @@ mod tests {
         held.on_hello(&hello(ResumeVerdict::ResumeSnapshot));
         let news = held.on_entries(vec![entry(2, Some("b"), 11), entry(3, Some("c"), 11)]);
         assert_eq!((news.updates.len(), news.known), (1, 1));
-        let gone = held.on_snapshot_end(&end(ALL)).updates;
-        assert_eq!(gone, [Update::delete(Key::parse(&path(1)).unwrap())]);
-        let at = held.on_cut(cut("e2", 9, 12)).unwrap();
+        held.on_snapshot_end(&end(ALL));
+        assert_eq!(held.len(), 3, "nothing is gone before the cut");
+        let (at, gone) = held.on_cut(cut("e2", 9, 12)).unwrap();
+        assert_eq!(gone.updates, [Update::delete(Key::parse(&path(1)).unwrap())]);
         assert!(!at.first_in_sync, "told once");
         assert_eq!((held.token().unwrap().epoch, held.len()), ("e2".to_owned(), 2));
     }
@@ -356,12 +370,13 @@ mod tests {
         let mut held = joined();
         held.on_hello(&hello(ResumeVerdict::ResumeSnapshot));
         held.on_entries(vec![entry(2, Some("new"), 11)]);
-        assert!(held.on_snapshot_end(&end(&[])).updates.is_empty());
-        held.on_cut(cut("e2", 9, 12));
+        held.on_snapshot_end(&end(&[]));
+        assert!(held.on_cut(cut("e2", 9, 12)).unwrap().1.updates.is_empty());
         assert_eq!((held.token().unwrap().epoch, held.len()), ("e1".to_owned(), 2));
         // Complete for another kind only: the same.
         held.on_hello(&hello(ResumeVerdict::ResumeSnapshot));
-        assert!(held.on_snapshot_end(&end(&["Policy"])).updates.is_empty());
+        held.on_snapshot_end(&end(&["Policy"]));
+        assert!(held.on_cut(cut("e2", 9, 12)).unwrap().1.updates.is_empty());
     }
 
     #[test]
@@ -381,14 +396,14 @@ mod tests {
         held.on_entries(vec![entry(1, Some("x"), 14)]);
         let positions = Some([position(14)].into_iter().collect());
         let cut = Cut { seq: 9, epoch: "e2".into(), positions, ..Default::default() };
-        assert_eq!(held.on_cut(cut).unwrap().seq, 9);
+        assert_eq!(held.on_cut(cut).unwrap().0.seq, 9);
         let token = held.token().unwrap();
         assert_eq!((token.epoch.as_str(), token.seq, token.history.as_str()), ("e2", 9, "h"));
         assert_eq!(range(&held), (14, 14));
         let quiet = Cut { seq: 11, ..Default::default() };
         held.on_cut(quiet);
         assert_eq!((held.token().unwrap().seq, range(&held)), (11, (14, 14)));
-        assert_eq!(Held::default().on_cut(Cut::default()), None, "there is nothing to change");
+        assert!(Held::default().on_cut(Cut::default()).is_none(), "there is nothing to change");
     }
 
     #[test]
@@ -399,20 +414,25 @@ mod tests {
             digest::hash(&path(n), &value)
         };
         let gone = Gone { kind: "GlobalConfig".into(), hashes: vec![hash_of(1, "a"), hash_of(2, "b"), 5] };
-        assert!(held.on_gone(&gone).updates.is_empty(), "nothing was compared");
+        held.on_gone(&gone);
         let roots = held.on_hello(&hello(ResumeVerdict::ResumeDigest)).unwrap();
-        assert_eq!(roots.sums.len(), 4);
-        let other = Gone { kind: "Policy".into(), ..gone.clone() };
-        assert!(held.on_gone(&other).updates.is_empty(), "another kind");
+        assert_eq!(
+            (roots.sums.len(), held.on_cut(Cut::default()).unwrap().1.updates.len()),
+            (4, 0),
+            "not asked"
+        );
+        held.on_hello(&hello(ResumeVerdict::ResumeDigest));
+        held.on_gone(&Gone { kind: "Policy".into(), ..gone.clone() });
+        assert!(held.on_cut(Cut::default()).unwrap().1.updates.is_empty(), "another kind");
+        held.on_hello(&hello(ResumeVerdict::ResumeDigest));
+        held.on_gone(&gone);
         // 1 was replaced, and is sent again with the value that is held.
         held.on_entries(vec![entry(1, Some("a"), 12)]);
-        let news = held.on_gone(&gone);
-        assert_eq!(news.updates, [Update::delete(Key::parse(&path(2)).unwrap())]);
-        assert_eq!(held.len(), 1);
         // Of kinds that are not sent whole, nothing is swept.
-        assert!(held.on_snapshot_end(&end(&["Policy"])).updates.is_empty());
-        held.on_cut(cut("e2", 5, 20));
-        assert_eq!(range(&held), (20, 20));
+        held.on_snapshot_end(&end(&["Policy"]));
+        let (_, news) = held.on_cut(cut("e2", 5, 20)).unwrap();
+        assert_eq!(news.updates, [Update::delete(Key::parse(&path(2)).unwrap())]);
+        assert_eq!((held.len(), range(&held)), (1, (20, 20)));
     }
 
     #[test]
@@ -449,6 +469,7 @@ mod tests {
         let alien = Entry { key: "/calico/v9/hologram/x".into(), ..entry(1, Some("a"), 12) };
         let news = held.on_entries(vec![future, alien, entry(2, Some("b"), 12)]);
         assert_eq!((news.updates.len(), news.ignored), (0, 2));
-        assert!(held.on_snapshot_end(&end(ALL)).updates.is_empty());
+        held.on_snapshot_end(&end(ALL));
+        assert!(held.on_cut(cut("e2", 9, 12)).unwrap().1.updates.is_empty());
     }
 }

@@ -275,20 +275,19 @@ impl Stream<'_> {
             }
         }
         if let Some(gone) = message.gone {
-            let news = self.agent.held.on_gone(&gone);
-            self.deliver(news).await?;
+            self.agent.held.on_gone(&gone);
         }
         if let Some(end) = message.snapshot_end {
-            let news = self.agent.held.on_snapshot_end(&end);
-            self.deliver(news).await?;
+            self.agent.held.on_snapshot_end(&end);
         }
         if let Some(status) = message.status {
             self.on_status(&status);
         }
         if let Some(cut) = message.cut {
-            let Some(at) = self.agent.held.on_cut(cut) else {
+            let Some((at, gone)) = self.agent.held.on_cut(cut) else {
                 return Err(self.protocol("a cut that changes a token which was never sent"));
             };
+            self.deliver(gone).await?;
             course.cut = true;
             if at.first_in_sync {
                 self.tell(ClientEvent::InSync).await?;

@@ -1,6 +1,6 @@
 //! Any client, at any time, from any replica: what it holds after a completed resume is what the replica holds.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -85,11 +85,13 @@ impl Client {
         few: u64,
         meanwhile: &mut impl FnMut(&mut Cache),
         seen: &mut Vec<String>,
+        gone_at_cut: &mut Vec<String>,
     ) -> KindSet {
         let mut compare = Compare::with_few(KindSet::all(), few);
         let before = self.clone();
         let roots = KindSet::all().iter().flat_map(|kind| {
-            let sums = (0..4_096).map(|n| (n, before.sum(kind.name(), |leaf| leaf == n)));
+            let leaves: BTreeSet<u16> = before.held.keys().map(|path| digest::leaf(path)).collect();
+            let sums = leaves.into_iter().map(|n| (n, before.sum(kind.name(), |leaf| leaf == n)));
             digest::root(sums.filter(|(_, sum)| *sum != 0).collect::<Vec<_>>().into_iter())
         });
         let mut answers =
@@ -105,17 +107,13 @@ impl Client {
                         }
                     }
                     server_message::Message::Gone(gone) => {
-                        let gone = |path: &String, value: &Vec<u8>| {
-                            gone.hashes.contains(&digest::hash(path, value)) && !seen.contains(path)
-                        };
+                        let gone =
+                            |path: &String, value: &Vec<u8>| gone.hashes.contains(&digest::hash(path, value));
                         let keys: Vec<String> = (self.held.iter())
                             .filter(|(path, value)| gone(path, value))
                             .map(|(path, _)| path.clone())
                             .collect();
-                        for key in keys {
-                            self.held.remove(&key);
-                            self.removed.push(key);
-                        }
+                        gone_at_cut.extend(keys);
                     }
                     server_message::Message::Digest(request) => {
                         let (kind, asked) = (request.kind, request.buckets);
@@ -156,7 +154,7 @@ impl Client {
         let positions = Some(self.positions.iter().copied().collect());
         let offered = self.token.clone().map(|token| sync::Token { positions, ..token });
         let verdict = cache.resume(offered.as_ref(), kinds, now);
-        let mut seen = Vec::new();
+        let (mut seen, mut gone_at_cut) = (Vec::new(), Vec::new());
         let mut trimmed = cache.trimmed_seq();
         let start = cache.head();
         let (mut cursor, sweep, whole) = match verdict {
@@ -164,7 +162,7 @@ impl Client {
             Resume::Delta { after } => (after, None, kinds),
             Resume::Snapshot { sweep } => (0, Some(sweep), kinds),
             Resume::Digest => {
-                let whole = self.compare(cache, few, &mut meanwhile, &mut seen);
+                let whole = self.compare(cache, few, &mut meanwhile, &mut seen, &mut gone_at_cut);
                 (if whole.is_empty() { start } else { 0 }, Some(true), whole)
             }
         };
@@ -194,11 +192,12 @@ impl Client {
             }
             if sweep == Some(true) {
                 let swept = |key: &&String| whole.contains(Kind::of(&Key::parse(key).unwrap()).unwrap());
-                let gone: Vec<String> =
-                    self.held.keys().filter(swept).filter(|key| !seen.contains(key)).cloned().collect();
-                for key in gone {
-                    self.held.remove(&key);
-                    self.removed.push(key);
+                let swept = self.held.keys().filter(swept).cloned();
+                gone_at_cut.extend(swept.collect::<Vec<_>>());
+                for key in gone_at_cut.drain(..).filter(|key| !seen.contains(key)) {
+                    if self.held.remove(&key).is_some() {
+                        self.removed.push(key);
+                    }
                 }
             }
             if sweep != Some(false) {
