@@ -45,7 +45,7 @@ pub fn run(paths: &[PathBuf], namespace: &str) -> Result<Report> {
         let (bad, all) = (unreadable + refused, unreadable + found.len());
         writeln!(text, "{} mistake(s) in {bad} of {all} resource(s)", mistakes.len())?;
     }
-    Ok(Report { text, warnings, complete: mistakes.is_empty() })
+    Ok(Report { text, warnings, complete: mistakes.is_empty(), exit: None })
 }
 
 /// Objects with one identity: whoever applies them keeps the last.
@@ -110,7 +110,7 @@ mod tests {
         let report = run(&[dir.path().into()], "default").unwrap();
         let plain = |text: &str| text.replace(&format!("{}/", dir.path().display()), "");
         let warnings = report.warnings.iter().map(|warning| plain(warning)).collect();
-        Report { text: plain(&report.text), warnings, complete: report.complete }
+        Report { text: plain(&report.text), warnings, complete: report.complete, exit: None }
     }
 
     #[test]

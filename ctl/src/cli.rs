@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::Output;
-use crate::{convert, patch, settings};
+use crate::{convert, fleet, patch, settings};
 
 /// Reads and writes the resources of a cluster, in its datastore.
 #[derive(Parser)]
@@ -176,6 +176,55 @@ pub enum Command {
     /// The datastore itself.
     #[command(subcommand)]
     Datastore(DatastoreCommand),
+    /// Show the replicas of typha and how far each node is.
+    ///
+    /// Nodes are expected because there is a Node object for them, whoever is connected. Dead: was connected within
+    /// the last hour, and is silent. Absent: nobody has seen it. Exit status 3 when a replica could not be asked.
+    #[command(
+        after_help = "Examples:\n  bulrushctl status\n  bulrushctl status --typha typha.example:5473 -o wide\n  bulrushctl status -o json"
+    )]
+    Status {
+        #[command(flatten)]
+        access: fleet::Access,
+        /// A node that was not heard of for so many seconds is dead.
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        dead_after: u64,
+        /// How to print it: ps, wide (every node that is behind), json or yaml.
+        #[arg(short, long, default_value = "ps")]
+        output: Output,
+    },
+    /// Wait until an object is in force on every node.
+    ///
+    /// As it is stored now, or as it was (or was deleted) at a revision. Exit status 0: each agent that reads the
+    /// kind has it in force on every node of the cluster; 1: not in time, and who lacks it; 3: a replica could not
+    /// be asked, and some node is connected to no other.
+    #[command(
+        after_help = "Examples:\n  bulrushctl apply -f policy.yaml && bulrushctl wait networkpolicy/web -n shop\n  bulrushctl wait ippool/main --timeout 120\n  bulrushctl wait globalnetworkpolicy/old --revision 4711"
+    )]
+    Wait {
+        /// KIND/NAME.
+        target: String,
+        /// Namespace of namespaced kinds.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+        /// Wait for this revision of the datastore instead.
+        #[arg(long)]
+        revision: Option<u64>,
+        /// How long, in seconds; 0 asks once.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+        timeout: f64,
+        /// Only these agents count, with commas.
+        #[arg(long, value_delimiter = ',')]
+        agents: Vec<String>,
+        /// A node that was not heard of for so many seconds is dead.
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        dead_after: u64,
+        #[command(flatten)]
+        access: fleet::Access,
+        /// How to print it: ps, json or yaml.
+        #[arg(short, long, default_value = "ps")]
+        output: Output,
+    },
     /// Print the versions of this program and of the cluster.
     #[command(after_help = "Examples:\n  bulrushctl version\n  bulrushctl version --client")]
     Version {

@@ -49,7 +49,7 @@ pub fn run(paths: &[PathBuf], namespace: &str, output: Output, ignore_validation
             serde_json::to_string_pretty(&value)? + "\n"
         }
     };
-    Ok(Report { text, warnings, complete: true })
+    Ok(Report { text, warnings, complete: true, exit: None })
 }
 
 /// Without what ties it to the datastore that it came from.

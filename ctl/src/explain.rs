@@ -28,5 +28,5 @@ pub async fn run(store: Arc<dyn Datastore>, from: &str, to: &str, port: &str) ->
     let (from, to) = cluster.ends(from, to).map_err(|reason| anyhow!(reason))?;
     let (explanation, verdict) = cluster.explain(&from, &to, protocol);
     let text = format!("from {from}\nto {to}\n{explanation}");
-    Ok(Report { text, warnings, complete: verdict == Verdict::Allow })
+    Ok(Report { text, warnings, complete: verdict == Verdict::Allow, exit: None })
 }

@@ -73,13 +73,13 @@ pub async fn datastore(config: &StoreConfig, store: Arc<dyn Datastore>) -> Resul
     }
     if said.is_empty() {
         writeln!(text, "Check that the address is right, the server runs, and the credentials are valid.")?;
-        return Ok(Report { text, warnings: Vec::new(), complete: false });
+        return Ok(Report { text, warnings: Vec::new(), complete: false, exit: None });
     }
     let mut histories: Vec<&str> = said.iter().map(|(_, said)| said.history.as_str()).collect();
     histories.dedup();
     writeln!(text, "History:      {}", histories.join(", "))?;
     content(&mut text, &said)?;
-    Ok(Report { text, warnings: Vec::new(), complete: bad.is_empty() })
+    Ok(Report { text, warnings: Vec::new(), complete: bad.is_empty(), exit: None })
 }
 
 /// Type and address; never a credential.

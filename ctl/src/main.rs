@@ -1,7 +1,7 @@
 //! `bulrushctl`: reads and writes the resources of a cluster, in its datastore.
 //!
 //! Files, settings, columns and messages are those that `calicoctl` users know. Exit status: 0 all done, 1 not (or
-//! not all) done, 2 wrong usage.
+//! not all) done, 2 wrong usage, 3 a typha could not be asked.
 
 mod check;
 mod cli;
@@ -9,6 +9,7 @@ mod columns;
 mod convert;
 mod explain;
 mod files;
+mod fleet;
 mod get;
 mod grid;
 mod info;
@@ -25,6 +26,7 @@ mod write;
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Parser as _;
@@ -41,11 +43,13 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Whether all was done and is well.
     pub complete: bool,
+    /// Another exit status than that says.
+    pub exit: Option<u8>,
 }
 
 impl From<String> for Report {
     fn from(text: String) -> Self {
-        Report { text, warnings: Vec::new(), complete: true }
+        Report { text, warnings: Vec::new(), complete: true, exit: None }
     }
 }
 
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
                     eprintln!("standard output: {error}");
                     ExitCode::FAILURE
                 }
+                _ if report.exit.is_some() => ExitCode::from(report.exit.unwrap_or_default()),
                 _ if report.complete => ExitCode::SUCCESS,
                 _ => ExitCode::FAILURE,
             }
@@ -100,13 +105,28 @@ async fn run(cli: Cli) -> Result<Report> {
         let cluster = async { info::cluster_version(store?.as_ref()).await };
         return Ok(match cluster.await {
             Ok(cluster) => (text + &cluster).into(),
-            Err(error) => Report { text, warnings: vec![format!("{error:#}")], complete: false },
+            Err(error) => Report { text, warnings: vec![format!("{error:#}")], complete: false, exit: None },
         });
     }
     let store = store?;
     if let Command::Datastore(DatastoreCommand::Info) = command {
         return info::datastore(&config, store).await;
     }
+    let command = match command {
+        Command::Status { access, dead_after, output } => {
+            let expected = fleet::status::expected(store.as_ref()).await?;
+            let answers = access.ask(&access.find(&config).await?).await;
+            return fleet::status::report(&answers, &expected, dead_after * 1000, &output);
+        }
+        Command::Wait { target, namespace, revision, timeout, agents, dead_after, access, output } => {
+            let timeout = Duration::from_secs_f64(timeout);
+            let dead_after = dead_after * 1000;
+            let wanted =
+                fleet::wait::Wanted { target, namespace, revision, timeout, agents, dead_after, output };
+            return fleet::wait::run(&config, store, &access, wanted).await;
+        }
+        command => command,
+    };
     let done = match command {
         Command::Explain { from, to, port } => explain::run(store, &from, &to, &port).await,
         command => on(store.as_ref(), kubernetes, command).await,
@@ -176,7 +196,9 @@ async fn on(store: &dyn Datastore, kubernetes: bool, command: Command) -> Result
         | Command::Convert { .. }
         | Command::Version { .. }
         | Command::Datastore(_)
-        | Command::Explain { .. } => {
+        | Command::Explain { .. }
+        | Command::Status { .. }
+        | Command::Wait { .. } => {
             unreachable!("answered before, without looking at single objects")
         }
     }

@@ -30,6 +30,7 @@ Exit status:
   0  all was done
   1  something was not done, or something is wrong; what, and on which object, is on standard error
   2  wrong usage
+  3  a typha could not be asked (status, wait)
 
 Examples:
   bulrushctl apply -f policies/

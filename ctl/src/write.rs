@@ -67,7 +67,7 @@ pub async fn from_files(
         true if skip_empty => "No resources specified\n".into(),
         true => bail!("No resources specified"),
     };
-    Ok(Report { text, warnings, complete: true })
+    Ok(Report { text, warnings, complete: true, exit: None })
 }
 
 pub async fn delete_named(

@@ -27,6 +27,7 @@ use crate::kubernetes::{self as conversion, ApiGroup, ApiResource};
 
 mod api;
 mod connection;
+pub mod discovery;
 mod failure;
 mod kind;
 mod known;

@@ -23,7 +23,7 @@ impl AdminService {
         AdminService { context }
     }
 
-    fn describe(&self, client: &Client) -> admin::Client {
+    fn describe(&self, client: &Client, connected: bool) -> admin::Client {
         let cache = self.context.cache.read();
         let acked = cache.sources().into_iter().enumerate().filter(|_| client.acked() > 0).filter_map(
             |(source, position)| {
@@ -42,6 +42,8 @@ impl AdminService {
             heard_millis_ago: client.heard_millis_ago(),
             connected_millis: millis(client.connected.elapsed()),
             acked: acked.collect(),
+            lag_millis: (client.acked() > 0).then(|| millis(self.context.heads.lag(client.acked()))),
+            connected,
         }
     }
 }
@@ -66,7 +68,9 @@ impl Admin for AdminService {
             reply.tombstones = cache.tombstones();
         }
         if request.into_inner().clients {
-            reply.clients = context.registry.list().iter().map(|client| self.describe(client)).collect();
+            let (here, gone) = (context.registry.list(), context.registry.departed());
+            let here = here.iter().map(|client| self.describe(client, true));
+            reply.clients = here.chain(gone.iter().map(|client| self.describe(client, false))).collect();
         }
         Ok(Response::new(reply))
     }

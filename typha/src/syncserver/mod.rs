@@ -15,6 +15,7 @@
 mod admin;
 pub(crate) mod compare;
 mod connection;
+mod heads;
 mod hello;
 mod registry;
 mod service;
@@ -97,6 +98,7 @@ struct Context {
     options: Options,
     registry: Registry,
     reports: Arc<Inbox>,
+    heads: heads::Heads,
     heartbeat: watch::Sender<Bytes>,
     /// Clients are asked to leave.
     drain: CancellationToken,
@@ -157,6 +159,7 @@ impl Server {
             options,
             registry: Registry::default(),
             reports: Arc::default(),
+            heads: heads::Heads::default(),
             heartbeat: watch::Sender::new(Bytes::new()),
             drain: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -203,6 +206,7 @@ impl Server {
         tokio::select! {
             served = serving => served.context("serving agents"),
             () = beat(&context) => Ok(()),
+            () = context.heads.follow(context.cache.progress()) => Ok(()),
             () = tell_health(&context, &health) => Ok(()),
             () = drain(&context, cancel) => Ok(()),
         }

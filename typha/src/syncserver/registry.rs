@@ -2,19 +2,26 @@
 //!
 //! Written by streams, read by the admin service; no entry is held across an await.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use proto::sync;
 
 use crate::snapcache::KindSet;
 
+/// A node that has left is remembered for so long: it may be dead, which is not the same as never seen.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// More than any fleet has; what exceeds it is not remembered.
+const DEPARTED: usize = 50_000;
+
 #[derive(Default)]
 pub struct Registry {
     clients: DashMap<u64, Arc<Client>>,
+    departed: DashMap<(String, String), (Arc<Client>, Instant)>,
     next: AtomicU64,
 }
 
@@ -82,7 +89,27 @@ impl Registry {
     }
 
     pub fn remove(&self, id: u64) {
-        self.clients.remove(&id);
+        let Some((_, client)) = self.clients.remove(&id) else { return };
+        if self.departed.len() >= DEPARTED {
+            self.departed.retain(|_, (_, left)| left.elapsed() < REMEMBERED);
+        }
+        if self.departed.len() < DEPARTED {
+            self.departed.insert((client.node.clone(), client.agent.clone()), (client, Instant::now()));
+        }
+    }
+
+    /// Those that left and have not come back here.
+    pub fn departed(&self) -> Vec<Arc<Client>> {
+        let here: HashSet<(String, String)> = self
+            .clients
+            .iter()
+            .map(|entry| (entry.value().node.clone(), entry.value().agent.clone()))
+            .collect();
+        self.departed.retain(|place, (_, left)| left.elapsed() < REMEMBERED && !here.contains(place));
+        let mut clients: Vec<Arc<Client>> =
+            self.departed.iter().map(|entry| entry.value().0.clone()).collect();
+        clients.sort_by(|a, b| (&a.node, &a.agent).cmp(&(&b.node, &b.agent)));
+        clients
     }
 
     pub fn len(&self) -> usize {
