@@ -85,6 +85,26 @@ const PARAMETERS: &[&str] = &[
     "VXLANPort",
 ];
 
+/// Settings that name this process's own place, which the datastore never gives.
+const LOCAL_ONLY: [&str; 2] = ["FelixHostname", "TyphaAddr"];
+
+/// What the datastore asks for and a running felix cannot take up, as said to the operator: parameters that are read
+/// once, before there is a server to ask.
+pub fn fixed_at_start(datastore: &BTreeMap<String, String>) -> Vec<String> {
+    let fixed = |name: &str| {
+        let known = SPECS.iter().map(|spec| spec.name).filter(|known| !LOCAL_ONLY.contains(known));
+        known.into_iter().find(|known| known.eq_ignore_ascii_case(name))
+    };
+    datastore
+        .iter()
+        .filter_map(|(name, value)| Some((fixed(name)?, value)))
+        .map(|(name, value)| {
+            let variable = name.to_ascii_uppercase();
+            format!("parameter {name}={value:?} of the datastore is read at the start only: set {PREFIX}_{variable}, or {name} in {CONFIG_FILE}, and restart felix")
+        })
+        .collect()
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub node: String,
@@ -213,6 +233,15 @@ mod tests {
         let read = read.unwrap();
         assert_eq!(read.parameters, BTreeMap::from([("ChainInsertMode".to_owned(), "append".to_owned())]));
         assert_eq!(read.backend, Some(Backend::Nft));
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named_with_where_to_set_it() {
+        let params = [("iptablesBackend", "nft"), ("InterfacePrefix", "tap"), ("FelixHostname", "x")];
+        let params = params.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let said = fixed_at_start(&params);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("IptablesBackend=\"nft\"") && said[0].contains("FELIX_IPTABLESBACKEND"));
     }
 
     #[test]

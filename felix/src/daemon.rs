@@ -4,6 +4,7 @@
 //! typha-client ──events (64)──▶ calculation ──batches (1)──▶ dataplane ──▶ kernel
 //!       ▲────────────────── acks (watch) ───────────────────────┘
 //! signals ──▶ cancel                       http: /metrics /liveness /readiness
+//! felix.sock ──questions (1)──▶ dataplane   `felix status`, `felix explain`
 //! ```
 //!
 //! A server that goes away changes nothing here: the client looks for another one, and what is in the kernel stays.
@@ -19,6 +20,7 @@ use typha_client::{ClientConfig, Reports};
 use crate::calculation::Calculation;
 use crate::commands::{Commands, Processes};
 use crate::config::Config;
+use crate::control::{self, Control};
 use crate::dataplane::Dataplane;
 use crate::dataplane::event_loop::Fixed;
 use crate::dataplane::status::StatusFiles;
@@ -63,6 +65,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         status: StatusFiles::new(&config.status_prefix).reporting(reports.clone()),
     })
     .await?;
+    let (questions_out, questions) = mpsc::channel(1);
+    let dataplane = dataplane.answering(questions);
+    let control = control::socket(&config.status_prefix).and_then(|path| {
+        let bound = Control::bind(&path, questions_out);
+        bound
+            .inspect_err(|error| {
+                tracing::warn!(error = format!("{error:#}"), "`felix status` will not answer")
+            })
+            .ok()
+    });
 
     let cancel = CancellationToken::new();
     let (events_out, events) = mpsc::channel(EVENT_BUFFER);
@@ -79,6 +91,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn("http", http.run(cancel.clone()));
+    if let Some(control) = control {
+        tasks.spawn("control", control.run(cancel.clone()));
+    }
     let token = cancel.clone();
     tasks.spawn("typha-client", async move {
         typha_client::run(client, events_out, acks, token).await;

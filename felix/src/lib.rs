@@ -3,6 +3,7 @@
 pub mod calculation;
 pub mod commands;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod ifacemonitor;

@@ -12,6 +12,11 @@ fn main() -> ExitCode {
     let matches = command().get_matches();
     let result = match matches.subcommand() {
         Some(("render", matches)) => render(matches),
+        Some(("status", matches)) => ask(matches, &["status"]),
+        Some(("explain", asked)) => {
+            let word = |name: &str| asked.get_one::<String>(name).map_or("", String::as_str);
+            ask(asked, &["explain", word("from"), word("to"), word("port"), word("interface")])
+        }
         _ => run(&matches),
     };
     match result {
@@ -25,6 +30,9 @@ fn main() -> ExitCode {
 
 fn command() -> Command {
     let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
+    let word = |name: &'static str| Arg::new(name).long(name).value_name(name.to_uppercase());
+    let socket =
+        || path("socket").help("The agent's socket [default: felix.sock below EndpointStatusPathPrefix]");
     let node = || Arg::new("node").long("node").value_name("NAME").help("This node's name in the datastore");
     Command::new("felix")
         .version(env!("CARGO_PKG_VERSION"))
@@ -36,6 +44,21 @@ fn command() -> Command {
         .arg(path("config-file").help("Settings, as name = value lines [default: /etc/calico/felix.cfg if there]"))
         .arg(node())
         .args(config::settings().args())
+        .subcommand(
+            Command::new("status")
+                .about("Asks the felix of this node what is programmed, what is pending, and for its last error")
+                .arg(socket()),
+        )
+        .subcommand(
+            Command::new("explain")
+                .about("Asks the felix of this node which tier, policy and rule decides about a packet here")
+                .after_help("Examples:\n  felix explain --from shop/web-1 --to 10.65.2.1 --port tcp/5432\n  felix explain --from 192.0.2.7 --to 172.30.0.1 --port tcp/22 --interface eth0")
+                .arg(word("from").required(true).help("Who sends: a workload of this node, or an address"))
+                .arg(word("to").required(true).help("To whom: a workload of this node, or an address"))
+                .arg(word("port").required(true).help("tcp/443, udp/1024:53, icmp, icmp/8/0, icmpv6/128, a protocol's number"))
+                .arg(word("interface").help("Interface by which the outside is reached, where several have host endpoints"))
+                .arg(socket()),
+        )
         .subcommand(
             Command::new("render")
                 .about("Prints chains, IP sets and routes of a node that manifests give, and touches nothing")
@@ -77,6 +100,21 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?;
     runtime.block_on(felix::daemon::run(config))
+}
+
+fn ask(matches: &ArgMatches, words: &[&str]) -> anyhow::Result<()> {
+    let path = match matches.get_one::<PathBuf>("socket") {
+        Some(path) => path.clone(),
+        None => {
+            let no_flags = Command::new("felix").args(config::settings().args()).get_matches_from(["felix"]);
+            let config = Config::from_settings(&config::load(&no_flags, &environment(), None)?)?;
+            felix::control::socket(&config.status_prefix)
+                .context("EndpointStatusPathPrefix is empty, so felix has no socket")?
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    print!("{}", runtime.block_on(felix::control::ask(&path, words))?);
+    Ok(())
 }
 
 fn render(matches: &ArgMatches) -> anyhow::Result<()> {

@@ -11,7 +11,8 @@ use syncer_common::selector::Selector;
 use crate::active_rules::{EndpointKey, LocalEndpoint};
 use crate::graph::Graph;
 use crate::hosts::host_of;
-use crate::item::Entry;
+use crate::ip_set::ServiceName;
+use crate::item::{Contribution, Entry};
 use crate::rule_scanner::{scan_policy, scan_profile};
 
 /// The value when it is of the key's own kind; anything else is absent.
@@ -82,6 +83,14 @@ impl Graph {
             Key::Resource(ResourceKey { kind, name, .. }) if kind == "FelixConfiguration" => {
                 let name = name.clone();
                 self.config.set_scoped(name, value_of!(update, Value::FelixConfiguration));
+            }
+            Key::Resource(ResourceKey { kind, namespace, .. }) if kind == "KubernetesEndpointSlice" => {
+                let namespace = namespace.clone();
+                let slice = value_of!(update, Value::EndpointSlice).map(|slice| {
+                    let service = ServiceName { namespace, name: slice.service_name.clone() };
+                    (service, Contribution::from(&slice))
+                });
+                self.members.set_slice(update.key, slice);
             }
             _ => {}
         }

@@ -24,9 +24,14 @@ pub enum IpSetSource {
     Selector(Selector),
     /// Address and number of the ports with this name, on what the selector matches.
     NamedPort { selector: Selector, protocol: PortProtocol, name: String },
-    /// The endpoints of a Kubernetes Service. No kind carries them yet, so the set stays empty and its
-    /// rules match nothing.
-    Service { with_ports: bool },
+    /// The endpoints of a Kubernetes Service, ready or not: who is going still has to be answered.
+    Service { service: ServiceName, with_ports: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    pub namespace: String,
+    pub name: String,
 }
 
 /// The protocol by which a rule narrows a named port.
@@ -89,7 +94,10 @@ impl IpSetDef {
         let prefix = if with_ports { "svc:" } else { "svcnoport:" };
         IpSetDef {
             id: digest(prefix, &format!("{namespace}/{name}")),
-            source: IpSetSource::Service { with_ports },
+            source: IpSetSource::Service {
+                service: ServiceName { namespace: namespace.to_owned(), name: name.to_owned() },
+                with_ports,
+            },
         }
     }
 }
@@ -97,8 +105,8 @@ impl IpSetDef {
 impl IpSetSource {
     pub fn kind(&self) -> IpSetKind {
         match self {
-            Self::Selector(_) | Self::Service { with_ports: false } => IpSetKind::Net,
-            Self::NamedPort { .. } | Self::Service { with_ports: true } => IpSetKind::IpAndPort,
+            Self::Selector(_) | Self::Service { with_ports: false, .. } => IpSetKind::Net,
+            Self::NamedPort { .. } | Self::Service { with_ports: true, .. } => IpSetKind::IpAndPort,
         }
     }
 }

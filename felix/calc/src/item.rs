@@ -71,6 +71,22 @@ impl From<&values::NetworkSet> for Entry {
     }
 }
 
+/// The endpoints of a slice. A port without a number means every port, which no set can hold.
+impl From<&values::EndpointSlice> for Contribution {
+    fn from(slice: &values::EndpointSlice) -> Self {
+        let nets = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        let ports = slice.ports.iter().filter_map(|port| {
+            let number = u16::try_from(port.port?).ok()?;
+            let protocol = match &port.protocol {
+                None => PortProtocol::Tcp,
+                protocol => PortProtocol::of(protocol.as_ref()),
+            };
+            (protocol != PortProtocol::Any).then(|| (port.name.as_str().into(), protocol, number))
+        });
+        Contribution { nets: nets.filter_map(|text| net(text)).collect(), ports: ports.collect() }
+    }
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contribution {
     nets: Box<[IpNet]>,
@@ -91,13 +107,15 @@ impl Contribution {
     /// What this brings into a set filled by `source`. A member may come twice; it then counts twice, on
     /// adding and on removing alike.
     pub fn members<'a>(&'a self, source: &'a IpSetSource) -> impl Iterator<Item = Member> + 'a {
-        let whole = matches!(source, IpSetSource::Selector(_));
+        let whole =
+            matches!(source, IpSetSource::Selector(_) | IpSetSource::Service { with_ports: false, .. });
         let nets = self.nets.iter().filter(move |_| whole).map(|net| Member::Net(*net));
         let ports = self.ports.iter().filter(move |(name, protocol, _)| match source {
             IpSetSource::NamedPort { protocol: wanted, name: port, .. } => {
                 **name == **port && wanted.covers(*protocol)
             }
-            IpSetSource::Selector(_) | IpSetSource::Service { .. } => false,
+            IpSetSource::Service { with_ports, .. } => *with_ports,
+            IpSetSource::Selector(_) => false,
         });
         nets.chain(ports.flat_map(|(_, protocol, number)| {
             self.nets.iter().map(|net| Member::Port(net.addr(), *protocol, *number))

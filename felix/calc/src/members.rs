@@ -11,7 +11,7 @@ use syncer_common::labelindex::{LabelIndex, MatchEvent};
 use syncer_common::model::Key;
 use syncer_common::selector::Selector;
 
-use crate::ip_set::{IpSetDef, IpSetSource};
+use crate::ip_set::{IpSetDef, IpSetSource, ServiceName};
 use crate::item::{Contribution, Entry, Member};
 use crate::output::Output;
 
@@ -27,6 +27,9 @@ pub(crate) struct Members {
     groups: BTreeMap<GroupId, Group>,
     next_group: GroupId,
     by_selector: HashMap<Selector, GroupId>,
+    by_service: HashMap<ServiceName, GroupId>,
+    /// What each slice brings to its service.
+    slices: BTreeMap<Key, (ServiceName, Contribution)>,
     by_set: HashMap<String, GroupId>,
     /// Groups with anything to tell at the next flush.
     dirty: BTreeSet<GroupId>,
@@ -38,9 +41,14 @@ struct Item {
 }
 
 struct Group {
-    /// None for services, which no label selects.
-    selector: Option<Selector>,
+    filled_by: FilledBy,
     sets: Vec<IpSet>,
+}
+
+#[derive(Clone)]
+enum FilledBy {
+    Selector(Selector),
+    Service(ServiceName),
 }
 
 struct IpSet {
@@ -98,6 +106,32 @@ impl Members {
         self.apply(events);
     }
 
+    /// A slice of a service's endpoints; `None` removes it.
+    pub fn set_slice(&mut self, key: Key, slice: Option<(ServiceName, Contribution)>) {
+        if self.slices.get(&key) == slice.as_ref() {
+            return;
+        }
+        // What stays is added before it is removed, so that it is never gone.
+        if let Some((service, contribution)) = &slice {
+            self.fill(service, |set| set.add(contribution));
+        }
+        let old = match slice {
+            Some(slice) => self.slices.insert(key, slice),
+            None => self.slices.remove(&key),
+        };
+        if let Some((service, contribution)) = old {
+            self.fill(&service, |set| set.remove(&contribution));
+        }
+    }
+
+    fn fill(&mut self, service: &ServiceName, change: impl Fn(&mut IpSet)) {
+        let Some(id) = self.by_service.get(service) else { return };
+        if let Some(group) = self.groups.get_mut(id) {
+            group.sets.iter_mut().for_each(change);
+            self.dirty.insert(*id);
+        }
+    }
+
     /// One more policy or profile needs this set.
     pub fn acquire(&mut self, def: &IpSetDef) {
         if let Some(group) = self.by_set.get(&def.id) {
@@ -106,11 +140,12 @@ impl Members {
             }
             return;
         }
-        let selector = match &def.source {
-            IpSetSource::Selector(selector) | IpSetSource::NamedPort { selector, .. } => Some(selector),
-            IpSetSource::Service { .. } => None,
-        };
-        let id = self.group_of(selector);
+        let id = self.group_of(match &def.source {
+            IpSetSource::Selector(selector) | IpSetSource::NamedPort { selector, .. } => {
+                FilledBy::Selector(selector.clone())
+            }
+            IpSetSource::Service { service, .. } => FilledBy::Service(service.clone()),
+        });
         let mut set = IpSet {
             id: def.id.clone(),
             source: def.source.clone(),
@@ -121,6 +156,10 @@ impl Members {
         };
         for item in self.items.values().filter(|item| item.groups.contains(&id)) {
             set.add(&item.contribution);
+        }
+        if let IpSetSource::Service { service, .. } = &def.source {
+            let slices = self.slices.values().filter(|(of, _)| of == service);
+            slices.for_each(|(_, contribution)| set.add(contribution));
         }
         self.by_set.insert(def.id.clone(), id);
         self.groups.entry(id).and_modify(|group| group.sets.push(set));
@@ -164,27 +203,41 @@ impl Members {
         self.by_selector.len()
     }
 
-    fn group_of(&mut self, selector: Option<&Selector>) -> GroupId {
-        if let Some(id) = selector.and_then(|selector| self.by_selector.get(selector)) {
+    fn group_of(&mut self, filled_by: FilledBy) -> GroupId {
+        let known = match &filled_by {
+            FilledBy::Selector(selector) => self.by_selector.get(selector),
+            FilledBy::Service(service) => self.by_service.get(service),
+        };
+        if let Some(id) = known {
             return *id;
         }
         let id = self.next_group;
         self.next_group += 1;
-        self.groups.insert(id, Group { selector: selector.cloned(), sets: Vec::new() });
-        if let Some(selector) = selector {
-            self.by_selector.insert(selector.clone(), id);
-            let events = self.index.update_selector(id, selector.clone());
-            self.apply(events);
+        self.groups.insert(id, Group { filled_by: filled_by.clone(), sets: Vec::new() });
+        match filled_by {
+            FilledBy::Selector(selector) => {
+                self.by_selector.insert(selector.clone(), id);
+                let events = self.index.update_selector(id, selector);
+                self.apply(events);
+            }
+            FilledBy::Service(service) => {
+                self.by_service.insert(service, id);
+            }
         }
         id
     }
 
     fn remove_group(&mut self, id: GroupId) {
         let Some(group) = self.groups.remove(&id) else { return };
-        if let Some(selector) = group.selector {
-            self.by_selector.remove(&selector);
-            let events = self.index.delete_selector(&id);
-            self.apply(events);
+        match group.filled_by {
+            FilledBy::Selector(selector) => {
+                self.by_selector.remove(&selector);
+                let events = self.index.delete_selector(&id);
+                self.apply(events);
+            }
+            FilledBy::Service(service) => {
+                self.by_service.remove(&service);
+            }
         }
     }
 

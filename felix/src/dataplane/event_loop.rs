@@ -12,10 +12,13 @@ use syncer_common::model::WorkloadEndpointKey;
 use tokio::sync::{mpsc, watch};
 use typha_client::CutId;
 
+use super::answers::{Answers, History};
 use super::model::{HostInterface, Model, Sink};
 use super::params::DataplaneParams;
 use super::status::StatusFiles;
 use crate::commands::Commands;
+use crate::config;
+use crate::control::Question;
 use crate::ifacemonitor::{Event, Monitor};
 use crate::ipsets::IpSets;
 use crate::iptables::chains::Owner;
@@ -76,6 +79,8 @@ pub struct Dataplane {
     backoff: Backoff,
     retry_at: Option<Instant>,
     refreshes: Refreshes,
+    history: History,
+    questions: Option<mpsc::Receiver<Question>>,
 }
 
 /// The drivers, as the model writes to them.
@@ -127,7 +132,14 @@ impl Dataplane {
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry_at: None,
             refreshes: Refreshes { tables: now, ipsets: now, routes: now, interfaces: now },
+            history: History::default(),
+            questions: None,
         })
+    }
+
+    /// Answers questions that come this way while it runs.
+    pub fn answering(self, questions: mpsc::Receiver<Question>) -> Dataplane {
+        Dataplane { questions: Some(questions), ..self }
     }
 
     /// Runs until cancelled or until the calculation ends. Leaves everything in the kernel.
@@ -149,7 +161,15 @@ impl Dataplane {
                     Some(batch) => self.absorb(batch),
                     None => return Ok(()),
                 },
-                events = self.monitor.next() => self.on_events(events.context("reading interface events")?),
+                events = self.monitor.next() => match events {
+                    Ok(events) => self.on_events(events),
+                    Err(error) => self.subscribe_again(&error).await,
+                },
+                question = next(&mut self.questions) => {
+                    let answer = self.answers().answer(&question.words);
+                    // Nobody waits for it when the asker has gone.
+                    drop(question.answer.send(answer));
+                }
                 _ = tick.tick() => self.on_tick(),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -181,12 +201,44 @@ impl Dataplane {
             self.arrived = Some(self.arrived.map_or(batch.arrived, |other| other.min(batch.arrived)));
         }
         for output in batch.outputs {
+            if let Output::Config(params) = &output {
+                self.history.refused = config::fixed_at_start(params);
+                for refused in &self.history.refused {
+                    tracing::warn!("{refused}");
+                }
+            }
             self.model.on_output(output);
         }
         self.model_dirty = true;
         if batch.cut.is_some() {
             self.cut = batch.cut;
         }
+    }
+
+    fn answers(&self) -> Answers<'_> {
+        Answers {
+            model: &self.model,
+            tables: &self.kernel.tables,
+            ipsets: &self.kernel.ipsets,
+            routes: &self.kernel.routes,
+            history: &self.history,
+            started: self.started,
+            dirty: self.model_dirty && self.started,
+        }
+    }
+
+    /// The event socket failed: a new one, and everything is listed again.
+    async fn subscribe_again(&mut self, error: &std::io::Error) {
+        tracing::warn!(%error, "interface events cannot be read; subscribing again");
+        match Monitor::open() {
+            Ok(monitor) => {
+                self.monitor = monitor;
+                self.on_events(vec![Event::Lost]);
+            }
+            Err(error) => tracing::warn!(%error, "no subscription to interface events; trying again"),
+        }
+        // A socket that fails at once must not take the processor.
+        tokio::time::sleep(ADDRESS_PAUSE).await;
     }
 
     fn on_events(&mut self, events: Vec<Event>) {
@@ -283,6 +335,10 @@ impl Dataplane {
         }
         self.model_dirty = false;
         for error in self.model.flush(&mut self.kernel) {
+            let refused = error.to_string();
+            if !self.history.refused.contains(&refused) {
+                self.history.refused.push(refused);
+            }
             tracing::warn!(
                 key = error.name,
                 field = "value",
@@ -356,6 +412,14 @@ impl Dataplane {
         failures: &[String],
     ) {
         let took = started.elapsed();
+        self.history.passes += 1;
+        if failures.is_empty() {
+            self.history.last_good = Some(Instant::now());
+            self.history.cut = self.cut.as_ref().map(|cut| cut.seq).or(self.history.cut);
+        } else {
+            self.history.failures = failures.to_vec();
+            self.history.failed_at = Some(Instant::now());
+        }
         metrics::pass(took, !failures.is_empty());
         let (endpoints, policies) = self.model.counts();
         metrics::active(endpoints, policies);
@@ -435,6 +499,16 @@ impl Dataplane {
         self.model.on_interfaces(interfaces);
         Ok(())
     }
+}
+
+/// The next question; never, when there are none to come.
+async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Question {
+    if let Some(receiver) = questions
+        && let Some(question) = receiver.recv().await
+    {
+        return question;
+    }
+    std::future::pending().await
 }
 
 fn due(last: &mut Instant, interval: Duration) -> bool {

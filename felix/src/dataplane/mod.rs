@@ -11,6 +11,7 @@
 //! and is tried again with growing pauses; the rest goes on. Passes are throttled, but the first change after a
 //! quiet time is written at once.
 
+pub mod answers;
 pub mod event_loop;
 pub mod model;
 pub mod params;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use felix_calc::explain::{self, Settings};
 use felix_calc::output::{
     ActivePolicy, ActiveProfile, Host, HostEndpoint, IpSetKind, Output, WorkloadEndpoint,
 };
@@ -133,6 +134,42 @@ impl Model {
 
     pub fn counts(&self) -> (usize, usize) {
         (self.workloads.len() + self.host_endpoints.len(), self.policies.len())
+    }
+
+    pub fn host_endpoints(&self) -> impl Iterator<Item = (&HostEndpointKey, &HostEndpoint)> {
+        self.host_endpoints.iter()
+    }
+
+    /// Host endpoint per interface, as rendered last.
+    pub fn host_owners(&self) -> &BTreeMap<String, HostEndpointKey> {
+        &self.host_owners
+    }
+
+    /// The node's own interfaces.
+    pub fn interfaces(&self) -> &[HostInterface] {
+        &self.interfaces
+    }
+
+    /// Parameters in force: the datastore's, overlaid with those given on this node.
+    pub fn merged_params(&self) -> BTreeMap<String, String> {
+        let mut merged = self.datastore.clone();
+        for (name, value) in &self.local {
+            merged.retain(|other, _| !other.eq_ignore_ascii_case(name));
+            merged.insert(name.clone(), value.clone());
+        }
+        merged
+    }
+
+    /// For explaining packets from what is rendered.
+    pub fn explained<'a>(&'a self, sets: &'a dyn explain::Sets, settings: &'a Settings) -> explain::Node<'a> {
+        explain::Node {
+            policies: &self.policies,
+            profiles: &self.profiles,
+            workloads: &self.workloads,
+            host_endpoints: &self.host_endpoints,
+            sets,
+            settings,
+        }
     }
 
     pub fn workloads(&self) -> impl Iterator<Item = (&WorkloadEndpointKey, &WorkloadEndpoint)> {
@@ -269,11 +306,7 @@ impl Model {
     }
 
     fn reconfigure(&mut self, sink: &mut dyn Sink) -> Vec<ParamError> {
-        let mut merged = self.datastore.clone();
-        for (name, value) in &self.local {
-            merged.retain(|other, _| !other.eq_ignore_ascii_case(name));
-            merged.insert(name.clone(), value.clone());
-        }
+        let merged = self.merged_params();
         let given = |name: &str| merged.keys().any(|key| key.eq_ignore_ascii_case(name));
         let (mut rules, mut refused) = RulesConfig::from_params(&merged);
         let pool_uses = |mode: fn(&values::IpPool) -> &str, version: IpVersion| {

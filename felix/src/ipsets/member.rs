@@ -35,6 +35,10 @@ impl Protocol {
         })
     }
 
+    pub fn of(number: u8) -> Option<Protocol> {
+        Self::parse(&number.to_string())
+    }
+
     fn name(self) -> &'static str {
         match self {
             Protocol::Tcp => "tcp",

@@ -216,6 +216,10 @@ impl IpSets {
         self.sets.iter().map(|(name, set)| (name.as_str(), set.kind, &set.members))
     }
 
+    pub fn holds(&self, id: &str, member: &Member) -> bool {
+        self.sets.get(&kernel_name(self.version, id)).is_some_and(|set| set.members.contains(member))
+    }
+
     // === kernel ===
 
     /// Reads the kernel again at the next pass.

@@ -5,6 +5,7 @@
 //! Asking makes nothing: no table, no module.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -17,25 +18,41 @@ const REQUEST: u16 = 1;
 const ATTRIBUTE_ID: u16 = 1;
 
 pub struct Generation {
-    socket: Socket,
+    /// None after a failure: a late answer must not be taken for that to the next question.
+    socket: Mutex<Option<Socket>>,
 }
 
 impl Generation {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> io::Result<Generation> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // The kernel answers within the send; a missing answer must not block the dataplane.
-        socket.set_non_blocking(true)?;
-        Ok(Generation { socket })
+        Ok(Generation { socket: Mutex::new(Some(connect()?)) })
     }
 
     pub fn read(&self) -> io::Result<u32> {
-        self.socket.send(&request(), 0)?;
-        let (reply, _) = self.socket.recv_from_full()?;
-        parse(&reply).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a generation message"))
+        let mut held = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match held.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        let answer = ask(&socket)?;
+        *held = Some(socket);
+        Ok(answer)
     }
+}
+
+fn connect() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // The kernel answers within the send; a missing answer must not block the dataplane.
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+fn ask(socket: &Socket) -> io::Result<u32> {
+    socket.send(&request(), 0)?;
+    let (reply, _) = socket.recv_from_full()?;
+    parse(&reply).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a generation message"))
 }
 
 fn request() -> Vec<u8> {

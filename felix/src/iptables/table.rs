@@ -27,8 +27,8 @@ pub struct Table {
     iptables: Iptables,
     name: TableName,
     desired: ChainSet,
-    /// Chains that the kernel refused, by what stands in their place.
-    closed: BTreeMap<String, WantedChain>,
+    /// Chains that the kernel refused: what stands in their place, and why.
+    closed: BTreeMap<String, (WantedChain, String)>,
     /// What the kernel holds, and the generation at which that was true.
     saved: Option<SavedTable>,
     saved_at: Option<u32>,
@@ -87,12 +87,16 @@ impl Table {
     /// The chains to program, by name; a stand-in for those that are closed.
     pub fn wanted(&self) -> BTreeMap<&str, &WantedChain> {
         let mut wanted = self.desired.wanted();
-        for (name, stand_in) in &self.closed {
+        for (name, (stand_in, _)) in &self.closed {
             if let Some(chain) = wanted.get_mut(name.as_str()) {
                 *chain = stand_in;
             }
         }
         wanted
+    }
+
+    pub fn closed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.closed.iter().map(|(name, (_, reason))| (name.as_str(), reason.as_str()))
     }
 
     // === kernel ===
@@ -248,7 +252,8 @@ impl Table {
             TableName::Nat => Vec::new(),
             _ => vec![Rule { action: "--jump DROP".into(), comments, ..Rule::default() }],
         };
-        self.closed.insert(name.clone(), WantedChain::new(Chain { name, rules }));
+        let stand_in = WantedChain::new(Chain { name: name.clone(), rules });
+        self.closed.insert(name, (stand_in, error.to_string()));
     }
 
     fn report(&self, lines: usize) {

@@ -70,6 +70,17 @@ impl Tables {
         self.tables.values().any(Table::is_dirty)
     }
 
+    pub fn dirty(&self) -> impl Iterator<Item = (IpVersion, TableName)> {
+        self.tables.iter().filter(|(_, table)| table.is_dirty()).map(|(key, _)| *key)
+    }
+
+    /// Chains that the kernel refused, with the reason.
+    pub fn closed(&self) -> impl Iterator<Item = (IpVersion, TableName, &str, &str)> {
+        self.tables.iter().flat_map(|((version, name), table)| {
+            table.closed().map(move |(chain, reason)| (*version, *name, chain, reason))
+        })
+    }
+
     /// Everything is read again at the next pass.
     pub fn queue_resync(&mut self) {
         self.tables.values_mut().for_each(Table::forget);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use daemon::{CancellationToken, Health};
+use felix::control::Control;
 use felix::dataplane::event_loop::Fixed;
 use felix::dataplane::status::StatusFiles;
 use felix::dataplane::{Batch, Dataplane};
@@ -17,6 +18,8 @@ use typha_client::CutId;
 
 use super::Lab;
 
+/// The agent's socket, in the lab's folder.
+pub const SOCKET: &str = "felix.sock";
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Node {
@@ -40,10 +43,14 @@ impl Node {
         })
         .await
         .expect("the dataplane opens");
+        let (questions_out, questions) = mpsc::channel(1);
+        let dataplane = dataplane.answering(questions);
+        let control = Control::bind(&lab.path().join(SOCKET), questions_out).expect("the socket is free");
         let health = Health::new();
         let (batches, batches_in) = mpsc::channel(1);
         let (acks_out, acks) = watch::channel(None);
         let cancel = CancellationToken::new();
+        tokio::spawn(control.run(cancel.clone()));
         let task = tokio::spawn(dataplane.run(
             batches_in,
             acks_out,

@@ -53,6 +53,32 @@ impl Entry {
         Entry { key: Key::NetworkSet { name: name.into() }, value: Value::NetworkSet(value) }
     }
 
+    /// Endpoints of a Service: addresses, and ports by protocol and number.
+    pub fn slice(
+        namespace: &str,
+        name: &str,
+        service: &str,
+        addresses: &[&str],
+        ports: &[(&str, u32)],
+    ) -> Self {
+        let port = |&(protocol, port): &(&str, u32)| values::EndpointPort {
+            protocol: Some(protocol_named(protocol)),
+            port: Some(port),
+            ..Default::default()
+        };
+        let endpoint =
+            |address: &&str| values::Endpoint { addresses: strings(&[address]), ..Default::default() };
+        let value = values::EndpointSlice {
+            service_name: service.into(),
+            endpoints: addresses.iter().map(endpoint).collect(),
+            ports: ports.iter().map(port).collect(),
+            ..Default::default()
+        };
+        let kind = "KubernetesEndpointSlice".into();
+        let key = ResourceKey { kind, namespace: namespace.into(), name: name.into() };
+        Entry { key: Key::Resource(key), value: Value::EndpointSlice(value) }
+    }
+
     pub fn policy(name: &str, selector: &str) -> Self {
         let key =
             PolicyKey { kind: "GlobalNetworkPolicy".into(), namespace: String::new(), name: name.into() };

@@ -4,6 +4,7 @@ mod endpoints;
 mod members;
 mod policies;
 mod rest;
+mod rules;
 
 use felix_calc::testing::Entry;
 use felix_calc::testing::expand::NODE;

@@ -279,27 +279,77 @@ fn equal_selectors_in_other_spelling_share_a_set() {
     ])]);
 }
 
-#[test]
-fn service_rules_match_nothing_as_no_service_is_known() {
-    let service = |rule: felix_calc::testing::Rule| {
-        let edit = |side: &mut syncer_common::model::values::EntityRule| {
-            side.service_name = "dns".into();
-            side.service_namespace = "kube-system".into();
-        };
-        (rule.clone().edit_src(edit), rule.edit_dst(edit))
+/// Rules from and to the service kube-system/dns, and the ids of their sets.
+fn service() -> (felix_calc::testing::Rule, felix_calc::testing::Rule, String, String) {
+    let edit = |side: &mut syncer_common::model::values::EntityRule| {
+        side.service_name = "dns".into();
+        side.service_namespace = "kube-system".into();
     };
-    let (source, destination) = service(allow());
-    let (without_ports, with_ports) = (
-        felix_calc::ip_set::IpSetDef::service("kube-system", "dns", false).id,
-        felix_calc::ip_set::IpSetDef::service("kube-system", "dns", true).id,
-    );
-    let state = under("services", source.clone())
-        .with(Entry::policy("p", "has(me)").inbound(source).outbound(destination))
-        .with(remote("b", "10.0.0.2/32", &[]));
+    let id = |with_ports| felix_calc::ip_set::IpSetDef::service("kube-system", "dns", with_ports).id;
+    (allow().edit_src(edit), allow().edit_dst(edit), id(false), id(true))
+}
+
+#[test]
+fn a_services_sets_hold_the_endpoints_of_all_its_slices() {
+    let (source, destination, without_ports, with_ports) = service();
+    let policy = Entry::policy("p", "has(me)").inbound(source.clone()).outbound(destination);
+    let lines = |addresses: &[&str], ports: &[&str]| {
+        [
+            format!("policy p in(allow src={without_ports}) out(allow dst-service={with_ports})"),
+            ME.into(),
+            set(&without_ports, addresses),
+            set(&with_ports, ports),
+        ]
+    };
+    let slice = |name: &str, addresses: &[&str]| {
+        Entry::slice("kube-system", name, "dns", addresses, &[("udp", 53), ("tcp", 53)])
+    };
+    let none = under("no endpoints", source)
+        .with(policy)
+        .with(Entry::slice("kube-system", "other-1", "other", &["10.9.9.9"], &[("tcp", 1)]))
+        .with(Entry::slice("default", "dns-1", "dns", &["10.9.9.8"], &[("tcp", 1)]))
+        .expect(lines(&[], &[]));
+    let two = none
+        .then("two slices share an address")
+        .with(slice("dns-1", &["10.0.0.3", "10.0.0.4"]))
+        .with(slice("dns-2", &["10.0.0.4", "fd00::3"]))
+        .expect(lines(
+            &["10.0.0.3", "10.0.0.4", "fd00::3"],
+            &[
+                "10.0.0.3,tcp:53",
+                "10.0.0.3,udp:53",
+                "10.0.0.4,tcp:53",
+                "10.0.0.4,udp:53",
+                "fd00::3,tcp:53",
+                "fd00::3,udp:53",
+            ],
+        ));
+    let one = two
+        .then("one slice loses it")
+        .with(slice("dns-1", &["10.0.0.3"]))
+        .without(&slice("dns-2", &[]))
+        .expect(lines(&["10.0.0.3"], &["10.0.0.3,tcp:53", "10.0.0.3,udp:53"]));
+    let moved = one
+        .then("the slice is another service's")
+        .with(Entry::slice("kube-system", "dns-1", "other", &["10.0.0.3"], &[("udp", 53)]))
+        .expect(lines(&[], &[]));
+    run(&[none, two, one, moved]);
+}
+
+#[test]
+fn a_services_port_without_number_is_in_no_set() {
+    let (_, destination, _, with_ports) = service();
+    let mut any = Entry::slice("kube-system", "dns-1", "dns", &["10.0.0.3"], &[("tcp", 80), ("udp", 53)]);
+    if let syncer_common::model::Value::EndpointSlice(slice) = &mut any.value {
+        slice.ports[0].port = None;
+    }
+    let state = State::new("any port")
+        .with(crate::local("me", "10.0.0.1/32", &[("me", "")]))
+        .with(Entry::policy("p", "has(me)").types(&["egress"]).outbound(destination))
+        .with(any);
     run(&[state.expect([
-        format!("policy p in(allow src={without_ports}) out(allow dst-service={with_ports})"),
-        ME.into(),
-        set(&without_ports, &[]),
-        set(&with_ports, &[]),
+        format!("policy p out(allow dst-service={with_ports})"),
+        "workload me default(in:; out: p)".into(),
+        set(&with_ports, &["10.0.0.3,udp:53"]),
     ])]);
 }
