@@ -30,7 +30,7 @@ fn main() {
     graph.on_in_sync();
     let loaded = started.elapsed();
     let outputs = graph.flush().len();
-    println!("in sync   {:>8.0?} to load, {:.0?} in all, {outputs} outputs", loaded, started.elapsed());
+    println!("in sync   {:>8.2?} to load, {:.2?} in all, {outputs} outputs", loaded, started.elapsed());
     println!("memory    {:>8} MB", resident_mb() - baseline);
     println!("{:?}", graph.stats());
 

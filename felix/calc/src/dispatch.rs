@@ -42,7 +42,7 @@ impl Graph {
             }
             Key::NetworkSet { .. } => {
                 let value = value_of!(update, Value::NetworkSet);
-                self.members.set_item(update.key, value.as_ref().map(Entry::from));
+                self.members.set_item(&update.key, value.as_ref().map(Entry::from));
             }
             Key::Policy(key) => {
                 let key = key.clone();
@@ -104,7 +104,7 @@ impl Graph {
             }
             named
         });
-        self.members.set_item(key.clone(), value.as_ref().map(Entry::from));
+        self.members.set_item(&key, value.as_ref().map(Entry::from));
         if let Key::WorkloadEndpoint(key) = key
             && key.host == self.node
         {
@@ -113,7 +113,7 @@ impl Graph {
     }
 
     fn on_host_endpoint(&mut self, key: Key, value: Option<values::HostEndpoint>) {
-        self.members.set_item(key.clone(), value.as_ref().map(Entry::from));
+        self.members.set_item(&key, value.as_ref().map(Entry::from));
         if let Key::HostEndpoint(key) = key
             && key.host == self.node
         {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use sha2::{Digest as _, Sha256};
 use syncer_common::labelindex::{LabelIndex, MatchEvent};
 use syncer_common::model::Key;
 use syncer_common::selector::Selector;
@@ -15,13 +16,16 @@ use crate::ip_set::{IpSetDef, IpSetSource, ServiceName};
 use crate::item::{Contribution, Entry, Member};
 use crate::output::Output;
 
+/// Stands for a key, at a fraction of its size: there is one for every endpoint of the cluster.
+type Identity = [u8; 16];
+
 type ItemId = u32;
 type GroupId = u32;
 
 #[derive(Default)]
 pub(crate) struct Members {
     index: LabelIndex<ItemId, GroupId>,
-    item_ids: HashMap<Key, ItemId>,
+    item_ids: HashMap<Identity, ItemId>,
     items: HashMap<ItemId, Item>,
     next_item: ItemId,
     groups: BTreeMap<GroupId, Group>,
@@ -72,7 +76,8 @@ pub(crate) struct SetChanges {
 
 impl Members {
     /// An endpoint or network set; `None` removes it.
-    pub fn set_item(&mut self, key: Key, entry: Option<Entry>) {
+    pub fn set_item(&mut self, key: &Key, entry: Option<Entry>) {
+        let key = identity(key);
         let Some(Entry { contribution, labels, profiles }) = entry else {
             if let Some(id) = self.item_ids.remove(&key) {
                 let events = self.index.delete_item(&id);
@@ -326,6 +331,13 @@ impl IpSet {
             changes.deltas.push(Output::IpSetDelta { id: self.id.clone(), added, removed });
         }
     }
+}
+
+/// The first half of the SHA-256 of the key's path: no two keys of a cluster have the same.
+fn identity(key: &Key) -> Identity {
+    let path = key.path().unwrap_or_else(|_| format!("{key:?}"));
+    let digest = Sha256::digest(path);
+    digest.first_chunk().copied().expect("a digest of 32 bytes has 16")
 }
 
 /// A member that comes and goes between two flushes did not change.

@@ -63,7 +63,9 @@ impl Anchors {
     pub(super) fn file(&mut self, anchor: &Anchor, selector: Slot) {
         match anchor {
             Anchor::OneOf { label, values } => {
-                values.iter().for_each(|value| self.by_value.insert(label, value, selector));
+                for value in values {
+                    self.by_value.insert(label, value, selector);
+                }
             }
             Anchor::Present { label } => {
                 self.by_label.entry(label.clone()).or_default().insert(selector);

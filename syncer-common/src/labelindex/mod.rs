@@ -21,7 +21,7 @@ use std::hash::Hash;
 use crate::selector::{LabelRestriction, Labels, Selector};
 
 use anchor::{Anchor, Anchors, is_impossible};
-use postings::Postings;
+use postings::{Pair, Postings};
 use slots::{Slot, Slots};
 
 /// A pair that has begun or ceased to match.
@@ -43,11 +43,12 @@ pub struct LabelIndex<I, S> {
     evaluations: u64,
 }
 
+/// Small, because there is one for every endpoint of the cluster.
 #[derive(Debug, Default)]
 struct Item {
-    labels: BTreeMap<String, String>,
-    parent_names: Vec<String>,
-    parents: Vec<Slot>,
+    /// By label; the texts are shared with `item_labels`.
+    labels: Box<[Pair]>,
+    parents: Box<[Slot]>,
     matches: BTreeSet<Slot>,
 }
 
@@ -94,13 +95,18 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         let known = self.items.find(&id);
         if known.is_some_and(|slot| {
             let item = self.items.get(slot);
-            item.labels == labels && item.parent_names == parents
+            let same = |((label, value), (new, new_value)): (&Pair, (&String, &String))| {
+                **label == **new && **value == **new_value
+            };
+            item.labels.len() == labels.len()
+                && item.labels.iter().zip(&labels).all(same)
+                && item.parents.iter().map(|parent| self.parents.key(*parent)).eq(&parents)
         }) {
             return Vec::new();
         }
         let slot = known.unwrap_or_else(|| self.items.find_or_insert(id, Item::default));
         // The new parents are linked first, so that those in both lists are not dropped between.
-        let parent_slots: Vec<Slot> = parents
+        let parent_slots: Box<[Slot]> = parents
             .iter()
             .map(|name| match self.parents.find(name) {
                 Some(parent) => parent,
@@ -110,15 +116,13 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         for parent in &parent_slots {
             self.parents.get_mut(*parent).items.insert(slot);
         }
-        for (label, value) in &labels {
-            self.item_labels.insert(label, value, slot);
-        }
+        let labels: Box<[Pair]> =
+            labels.iter().map(|(label, value)| self.item_labels.insert(label, value, slot)).collect();
         let item = self.items.get_mut(slot);
         let old_labels = std::mem::replace(&mut item.labels, labels);
         let old_parents = std::mem::replace(&mut item.parents, parent_slots);
-        item.parent_names = parents;
         for (label, value) in &old_labels {
-            if self.items.get(slot).labels.get(label) != Some(value) {
+            if own(&self.items.get(slot).labels, label) != Some(&**value) {
                 self.item_labels.remove(label, value, slot);
             }
         }
@@ -137,7 +141,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     pub fn delete_item(&mut self, id: &I) -> Vec<MatchEvent<I, S>> {
         let Some(slot) = self.items.find(id) else { return Vec::new() };
         let (id, item) = self.items.remove(slot);
-        for (label, value) in &item.labels {
+        for (label, value) in item.labels.iter() {
             self.item_labels.remove(label, value, slot);
         }
         for parent in BTreeSet::from_iter(item.parents) {
@@ -372,7 +376,7 @@ fn stopped_first<I, S>(mut events: Vec<MatchEvent<I, S>>) -> Vec<MatchEvent<I, S
 
 /// The labels of an item as selectors see them.
 struct Inherited<'a> {
-    own: &'a BTreeMap<String, String>,
+    own: &'a [Pair],
     parents: Vec<&'a BTreeMap<String, String>>,
 }
 
@@ -380,19 +384,21 @@ impl Inherited<'_> {
     /// Every label and value that may be visible. Shadowed ones are included: they cost an evaluation,
     /// finding them out would cost more.
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        std::iter::once(self.own)
-            .chain(self.parents.iter().copied())
-            .flatten()
-            .map(|(label, value)| (label.as_str(), value.as_str()))
+        let own = self.own.iter().map(|(label, value)| (&**label, &**value));
+        let inherited = self.parents.iter().copied().flatten();
+        own.chain(inherited.map(|(label, value)| (label.as_str(), value.as_str())))
     }
+}
+
+/// The value of one of an item's own labels, which are in order.
+fn own<'a>(labels: &'a [Pair], name: &str) -> Option<&'a str> {
+    labels.binary_search_by(|(label, _)| (**label).cmp(name)).ok().map(|at| &*labels[at].1)
 }
 
 impl Labels for Inherited<'_> {
     fn get(&self, name: &str) -> Option<&str> {
-        self.own
-            .get(name)
-            .or_else(|| self.parents.iter().find_map(|labels| labels.get(name)))
-            .map(String::as_str)
+        own(self.own, name)
+            .or_else(|| self.parents.iter().find_map(|labels| labels.get(name)).map(String::as_str))
     }
 }
 

@@ -1,25 +1,27 @@
-//! Label → value → who has it.
+//! Label → value → who has it. The texts are held once; who needs them shares them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::slots::Slot;
 
 /// For each label and value, the slots filed under it.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
-    labels: HashMap<String, HashMap<String, BTreeSet<Slot>>>,
+    labels: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<Slot>>>,
 }
 
+/// A label and its value.
+pub(super) type Pair = (Arc<str>, Arc<str>);
+
 impl Postings {
-    pub(super) fn insert(&mut self, label: &str, value: &str, slot: Slot) {
-        let values = match self.labels.get_mut(label) {
-            Some(values) => values,
-            None => self.labels.entry(label.to_owned()).or_default(),
-        };
-        match values.get_mut(value) {
-            Some(slots) => slots.insert(slot),
-            None => values.entry(value.to_owned()).or_default().insert(slot),
-        };
+    /// Returns the texts to share.
+    pub(super) fn insert(&mut self, label: &str, value: &str, slot: Slot) -> Pair {
+        let label = self.labels.get_key_value(label).map_or_else(|| label.into(), |(held, _)| held.clone());
+        let values = self.labels.entry(label.clone()).or_default();
+        let value = values.get_key_value(value).map_or_else(|| value.into(), |(held, _)| held.clone());
+        values.entry(value.clone()).or_default().insert(slot);
+        (label, value)
     }
 
     /// Leaves nothing behind: labels come and go without end.
