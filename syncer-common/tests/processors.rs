@@ -364,3 +364,17 @@ fn peers_need_exactly_one_kind_of_target() {
     let bad = put(&mut processors, "bgppeers/p", r#"{"peerIP":"10.0.0.1","peerSelector":"has(rr)"}"#);
     assert_eq!(bad.updates[0].value, Err(DeletionReason::Invalid));
 }
+
+/// Every kind's folder, as if it were an object: it gives nothing, and takes nothing away.
+#[test]
+fn folder_is_no_object() {
+    for kind in
+        ["profiles", "nodes", "tiers", "networksets/shop", "felixconfigurations", "workloadendpoints/shop"]
+    {
+        let path = format!("/calico/resources/v3/projectcalico.org/{kind}/");
+        let mut processors = Processors::new();
+        let put = processors.put(&path, br#"{"metadata":{"name":""},"spec":{}}"#);
+        assert!(put.updates.is_empty() && put.error.is_some(), "{path}: {put:?}");
+        assert!(processors.delete(&path).updates.is_empty(), "{path}");
+    }
+}
