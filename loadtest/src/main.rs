@@ -1,115 +1,190 @@
-//! `loadtest`: opens many agent streams to real typhas and checks that all end up with the same state.
+//! `loadtest`: simulates the nodes of a cluster against real typhas, and checks everything that they receive.
 //!
-//! It uses the agents' own client library, so what it measures is what a fleet would get. It writes nothing: the
-//! datastore and its changes are the caller's.
+//! It uses the agents' own client library, so what it measures is what a fleet would get.
 
+mod cluster;
+mod compare;
+mod fleet;
+mod html;
+mod latency;
+mod limits;
+mod local;
 mod node;
+mod phase;
+mod relay;
+mod report;
+mod run;
+mod sampler;
+mod shape;
+mod source;
 
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
-use daemon::CancellationToken;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use typha_client::ClientConfig;
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use syncer_common::backend::config::StoreConfig;
 
-use node::Node;
+use node::Fault;
+use phase::Phase;
+use report::Report;
+use run::{Plan, Servers};
+use shape::Shape;
 
-/// Simulated nodes against real typhas.
+const EXAMPLES: &str = "\
+Examples:
+  loadtest run --local 2 --preset 100
+      A hundred nodes, two typhas and an etcd, all on this machine and gone afterwards.
+  loadtest run --local 3 --preset 500 --phase churn:seconds=60,rate=100 --phase rolling --phase storm --report out
+      Pods come and go, then the typhas are restarted one by one, then all nodes join anew.
+  loadtest run --typha 10.0.0.5:5473,10.0.0.6:5473 --etcd http://10.0.0.9:2379 --preset 1000
+      Against typhas that serve an otherwise empty etcd; what was written is removed afterwards.
+  loadtest run --typha 10.0.0.5:5473 --nodes 200 --phase idle:seconds=60
+      Follows what is there, without writing.
+  loadtest compare before after
+      Two runs beside one another.
+
+Phases, each with what it is without more words:
+  idle:seconds=10            nothing changes
+  churn:seconds=20,rate=50   pods start, end and change labels (changes per second)
+  rollout:count=10           new versions of policies that concern every node
+  namespaces:count=1         a namespace goes, with everything in it
+  storm                      all nodes die and join anew at once
+  cut                        the network cuts all streams at once
+  stall:percent=10,seconds=20,rate=50
+                             a part of the nodes stops reading, under churn
+  rolling:rate=50            the typhas are restarted one by one, under churn (--local)
+  freeze:seconds=10          the datastore stops answering (--local)
+After each of them every node has to hold exactly what the datastore holds.
+
+Exit status: 0 passed, 1 a node ended with something else or a rule was broken, 2 wrong usage.";
+
+/// Simulates nodes against real typhas, checks everything that they receive, and measures.
 #[derive(Parser)]
-#[command(name = "loadtest", version)]
-struct Args {
-    /// Addresses of the typhas, comma-separated (host:port).
-    #[arg(long, env = "LOADTEST_TYPHAADDR", value_delimiter = ',', required = true)]
+#[command(name = "loadtest", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs phases, and reports.
+    #[command(after_help = EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Shows two runs beside one another: folders or report.json files.
+    Compare { a: PathBuf, b: PathBuf },
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Start an etcd and so many typhas for this run, on loopback.
+    #[arg(long, value_name = "TYPHAS", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with = "typha", required_unless_present = "typha")]
+    local: Option<u8>,
+    /// Addresses of running typhas, comma-separated (host:port).
+    #[arg(long, env = "LOADTEST_TYPHAADDR", value_delimiter = ',')]
     typha: Vec<String>,
-    /// How many nodes to simulate.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=9000))]
-    nodes: u32,
-    /// How long to follow changes after all nodes are in sync, in seconds.
-    #[arg(long, default_value_t = 5)]
-    seconds: u64,
-    /// How long all nodes may take to get in sync, in seconds.
+    /// The etcd that those typhas follow: it has to be empty.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "directory"])]
+    etcd: Option<String>,
+    /// The folder that those typhas follow: it has to be empty.
+    #[arg(long, conflicts_with = "local")]
+    directory: Option<PathBuf>,
+    /// Size of the synthetic cluster: 100, 500, 1000 or 5000 nodes.
+    #[arg(long, default_value = "100")]
+    preset: Shape,
+    /// How many nodes to simulate [default: all of the cluster].
+    #[arg(long)]
+    nodes: Option<usize>,
+    /// Pods, in place of the preset's.
+    #[arg(long)]
+    pods: Option<usize>,
+    /// What is to happen, in order; may be given several times [default: churn, rollout, cut].
+    #[arg(long = "phase", value_name = "PHASE")]
+    phases: Vec<Phase>,
+    /// Two runs with one seed write the same things in the same order.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long nodes may take to hold what they should after a phase, in seconds.
     #[arg(long, default_value_t = 60)]
     patience: u64,
+    /// Folder for report.json, report.html and, with --local, the servers' logs.
+    #[arg(long, default_value = "loadtest-report")]
+    report: PathBuf,
+    /// Plants a fault into the first node, to see that it is found.
+    #[arg(long, hide = true)]
+    plant: Option<Fault>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(args))
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run(args) => run(*args),
+        Command::Compare { a, b } => compare(&a, &b),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("loadtest: {error:#}");
+            ExitCode::from(2)
+        }
+    }
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
-    let cancel = CancellationToken::new();
-    let (count, mut counted) = watch::channel(0u32);
-    let mut tasks = JoinSet::new();
-    let start = Instant::now();
-    for i in 0..args.nodes {
-        let config = ClientConfig::new(
-            args.typha.clone(),
-            format!("loadtest-{i}"),
-            "felix",
-            concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION")),
-        );
-        tasks.spawn(follow(config, count.clone(), cancel.clone()));
-    }
-    let patience = Duration::from_secs(args.patience);
-    let all = counted.wait_for(|in_sync| *in_sync == args.nodes);
-    let in_time = matches!(tokio::time::timeout(patience, all).await, Ok(Ok(_)));
-    let took = start.elapsed();
-    if in_time {
-        println!("{} nodes in sync after {:.2} s", args.nodes, took.as_secs_f64());
-        tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    }
-    cancel.cancel();
-    let mut nodes = Vec::new();
-    while let Some(node) = tasks.join_next().await {
-        nodes.push(node?);
-    }
-    report(&nodes)?;
-    anyhow::ensure!(in_time, "not all nodes were in sync within {patience:?}: are the typhas ready?");
-    Ok(())
+fn compare(a: &std::path::Path, b: &std::path::Path) -> Result<bool> {
+    print!("{}", compare::table(&Report::read(a)?, &Report::read(b)?));
+    Ok(true)
 }
 
-async fn follow(config: ClientConfig, in_sync: watch::Sender<u32>, cancel: CancellationToken) -> Node {
-    let (events, mut received) = mpsc::channel(64);
-    let (_acks, programmed) = watch::channel(None);
-    let mut node = Node::default();
-    let client = typha_client::run(config, events, programmed, cancel);
-    let consumer = async {
-        while let Some(event) = received.recv().await {
-            let before = node.in_sync;
-            node.on_event(event);
-            if node.in_sync && !before {
-                in_sync.send_modify(|count| *count += 1);
-            }
+fn run(args: RunArgs) -> Result<bool> {
+    let mut shape = args.preset;
+    shape.pods = args.pods.unwrap_or(shape.pods);
+    let servers = match args.local {
+        Some(typhas) => Servers::Local(typhas.into()),
+        None => {
+            let store = match (args.etcd, args.directory) {
+                (Some(endpoint), _) => Some(StoreConfig::etcd([endpoint])),
+                (None, Some(folder)) => Some(StoreConfig::directory(folder)),
+                (None, None) => None,
+            };
+            Servers::Given { typhas: args.typha, store }
         }
     };
-    tokio::join!(client, consumer);
-    node
-}
-
-fn report(nodes: &[Node]) -> anyhow::Result<()> {
-    let updates: u64 = nodes.iter().map(|node| node.updates).sum();
-    let reconnects: u64 = nodes.iter().map(|node| node.reconnects).sum();
-    let in_sync: Vec<_> = nodes.iter().filter(|node| node.in_sync).collect();
-    println!(
-        "{} of {} nodes in sync, {updates} updates, {reconnects} disconnects",
-        in_sync.len(),
-        nodes.len()
-    );
-    let mistakes: Vec<_> = nodes.iter().flat_map(|node| &node.mistakes).collect();
-    if let Some(first) = mistakes.first() {
-        anyhow::bail!("{} mistakes in what the nodes received; the first: {first}", mistakes.len());
+    let follows = matches!(&servers, Servers::Given { store: None, .. });
+    if follows {
+        // Their names are all that the cluster is for.
+        shape.nodes = shape.nodes.max(args.nodes.unwrap_or(0));
     }
-    if let Some(first) = in_sync.first() {
-        let same =
-            in_sync.iter().filter(|n| (n.digest(), n.entries()) == (first.digest(), first.entries())).count();
-        println!("{same} of {} hold the same {} entries", in_sync.len(), first.entries());
-        anyhow::ensure!(
-            same == in_sync.len(),
-            "nodes ended with different states: was the datastore still changing?"
-        );
-    }
-    Ok(())
+    let phases = match args.phases {
+        phases if !phases.is_empty() => phases,
+        _ if follows => vec![Phase::Idle { seconds: 10 }, Phase::Cut],
+        _ => vec![Phase::Churn { seconds: 20, rate: 50.0 }, Phase::Rollout { count: 10 }, Phase::Cut],
+    };
+    let plan = Plan {
+        servers,
+        shape,
+        nodes: args.nodes.unwrap_or(shape.nodes),
+        phases,
+        seed: args.seed,
+        patience: Duration::from_secs(args.patience),
+        fault: args.plant,
+        logs: args.report.join("logs"),
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+    };
+    plan.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(run::run(plan))?;
+    print!("{}", report.table());
+    let folder = &args.report;
+    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let write = |name: &str, content: String| {
+        let file = folder.join(name);
+        std::fs::write(&file, content).with_context(|| format!("writing {}", file.display()))
+    };
+    write("report.json", serde_json::to_string_pretty(&report)?)?;
+    write("report.html", html::page(&report))?;
+    println!("Report: {0}/report.html, {0}/report.json", folder.display());
+    Ok(report.failures.is_empty())
 }

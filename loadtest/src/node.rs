@@ -1,79 +1,206 @@
-//! One simulated node: it follows a typha with the agents' own client library and checks what it receives.
+//! One simulated node: it keeps what it receives, as hashes, and checks it.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use prost::Message as _;
 use syncer_common::model::{Key, Update, Value};
 use typha_client::ClientEvent;
 
-/// What a node holds, with a digest that does not depend on the order of arrival.
+use crate::cluster::MARK;
+
+/// Numbers for keys, the same for all nodes: a node then keeps a few bytes per entry and no key.
+#[derive(Clone, Default)]
+pub struct Keys(Arc<Mutex<HashMap<Key, u32>>>);
+
+impl Keys {
+    pub fn number(&self, key: &Key) -> usize {
+        let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = numbers.get(key) {
+            return *number as usize;
+        }
+        let number = numbers.len();
+        numbers.insert(key.clone(), number as u32);
+        number
+    }
+
+    fn key(&self, number: usize) -> String {
+        let numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = numbers.iter().find(|(_, known)| **known as usize == number);
+        found.map_or_else(|| format!("key {number}"), |(key, _)| key.to_string())
+    }
+}
+
+/// What a node, or the datastore, holds: a hash per key, and a digest that does not depend on the order in which
+/// it came about.
+#[derive(Clone, Default)]
+pub struct State {
+    /// By the key's number; 0 = not there.
+    hashes: Vec<u64>,
+    digest: u64,
+    entries: usize,
+}
+
+impl State {
+    fn set(&mut self, number: usize, hash: u64) -> u64 {
+        if self.hashes.len() <= number {
+            self.hashes.resize(number + 1, 0);
+        }
+        let old = std::mem::replace(&mut self.hashes[number], hash);
+        self.digest = self.digest.wrapping_sub(old).wrapping_add(hash);
+        self.entries = self.entries + usize::from(hash != 0) - usize::from(old != 0);
+        old
+    }
+
+    pub fn apply(&mut self, keys: &Keys, update: Update) {
+        let number = keys.number(&update.key);
+        let hash = update.value.map_or(0, |value| hash(&update.key, value));
+        self.set(number, hash);
+    }
+
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    pub fn same(&self, other: &State) -> bool {
+        (self.digest, self.entries) == (other.digest, other.entries)
+    }
+
+    /// What `self` has that `truth` has not, and the other way round; the first few by name.
+    pub fn differences(&self, truth: &State, keys: &Keys) -> String {
+        let at = |state: &State, number: usize| state.hashes.get(number).copied().unwrap_or(0);
+        let mut words = Vec::new();
+        let mut count = 0;
+        for number in 0..self.hashes.len().max(truth.hashes.len()) {
+            let what = match (at(self, number), at(truth, number)) {
+                (own, true_one) if own == true_one => continue,
+                (0, _) => "is missing",
+                (_, 0) => "should be gone",
+                _ => "has another value",
+            };
+            count += 1;
+            if words.len() < 3 {
+                words.push(format!("{} {what}", keys.key(number)));
+            }
+        }
+        format!("{count} entries differ: {}", words.join("; "))
+    }
+}
+
+/// A fault that is planted on purpose, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
+    /// One value is changed after it was received.
+    Corrupt,
+    /// One deletion is ignored.
+    DropDeletion,
+}
+
 #[derive(Default)]
 pub struct Node {
-    held: HashMap<Key, u64>,
-    digest: u64,
+    pub name: String,
+    keys: Keys,
+    pub state: State,
+    /// When the newest change was due that was seen of a key: a smaller one later is time going backwards.
+    marks: Vec<u64>,
     pub in_sync: bool,
+    /// When the last change was received.
+    pub changed: Option<Instant>,
     pub updates: u64,
-    pub reconnects: u64,
+    pub deletions: u64,
+    pub disconnects: u64,
     /// What must never happen.
     pub mistakes: Vec<String>,
+    pub fault: Option<Fault>,
 }
 
 impl Node {
-    pub fn on_event(&mut self, event: ClientEvent) {
+    pub fn new(name: String, keys: Keys) -> Self {
+        Node { name, keys, ..Node::default() }
+    }
+
+    /// Calls `seen` with the mark of every change that bears one.
+    pub fn on_event(&mut self, event: ClientEvent, mut seen: impl FnMut(u64)) {
         match event {
-            ClientEvent::Updates(updates) => updates.into_iter().for_each(|update| self.on_update(update)),
-            ClientEvent::InSync if self.in_sync => self.mistakes.push("in sync was announced twice".into()),
+            ClientEvent::Updates(updates) => {
+                self.changed = Some(Instant::now());
+                for update in updates {
+                    self.on_update(update, &mut seen);
+                }
+            }
+            ClientEvent::InSync if self.in_sync => self.mistake("in sync was announced twice".into()),
             ClientEvent::InSync => self.in_sync = true,
-            ClientEvent::Disconnected { .. } => self.reconnects += 1,
+            ClientEvent::Disconnected { .. } => self.disconnects += 1,
             ClientEvent::Connected { .. } | ClientEvent::Cut(_) => {}
         }
     }
 
-    fn on_update(&mut self, update: Update) {
+    fn on_update(&mut self, update: Update, seen: &mut impl FnMut(u64)) {
         self.updates += 1;
         let Update { key, value } = update;
-        let old = match value {
-            Ok(value) => {
-                let hash = hash(&key, value);
-                self.digest = self.digest.wrapping_add(hash);
-                let old = self.held.insert(key.clone(), hash);
-                if old == Some(hash) {
-                    self.mistakes.push(format!("{key} was delivered twice with the same value"));
-                }
-                old
+        let number = self.keys.number(&key);
+        let Ok(value) = value else {
+            self.deletions += 1;
+            if self.fault == Some(Fault::DropDeletion) {
+                self.fault = None;
+                return;
             }
-            Err(_) => {
-                let old = self.held.remove(&key);
-                if old.is_none() {
-                    self.mistakes.push(format!("{key} was deleted although it was never delivered"));
-                }
-                old
+            if self.state.set(number, 0) == 0 {
+                self.mistake(format!("{key} was deleted although it was never delivered"));
             }
+            return;
         };
-        if let Some(old) = old {
-            self.digest = self.digest.wrapping_sub(old);
+        if let Some(mark) = mark(&value) {
+            if self.marks.len() <= number {
+                self.marks.resize(number + 1, 0);
+            }
+            if mark < self.marks[number] {
+                self.mistake(format!(
+                    "{key} went back from the change due at {} µs to that at {mark} µs",
+                    self.marks[number]
+                ));
+            }
+            self.marks[number] = mark;
+            seen(mark);
+        }
+        let mut hash = hash(&key, value);
+        if self.fault == Some(Fault::Corrupt) {
+            self.fault = None;
+            hash ^= 1 << 17;
+        }
+        if self.state.set(number, hash) == hash {
+            self.mistake(format!("{key} was delivered twice with the same value"));
         }
     }
 
-    pub fn entries(&self) -> usize {
-        self.held.len()
-    }
-
-    pub fn digest(&self) -> u64 {
-        self.digest
+    fn mistake(&mut self, what: String) {
+        // The first say what is wrong; a million more would only fill the memory.
+        if self.mistakes.len() < 10 {
+            self.mistakes.push(what);
+        }
     }
 }
 
+fn mark(value: &Value) -> Option<u64> {
+    let Value::WorkloadEndpoint(endpoint) = value else { return None };
+    endpoint.labels.get(MARK)?.parse().ok()
+}
+
+/// Never 0.
 fn hash(key: &Key, value: Value) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(key.to_string().as_bytes()).update(&[0]);
     hasher.update(&proto::model::Value { kind: Some(value) }.encode_to_vec());
     let bytes: [u8; 8] = hasher.finalize().as_bytes()[..8].try_into().expect("eight bytes");
-    u64::from_le_bytes(bytes)
+    u64::from_le_bytes(bytes).max(1)
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::model::WorkloadEndpoint;
+    use syncer_common::model::WorkloadEndpointKey;
+
     use super::*;
 
     fn tier(name: &str, order: f64) -> Update {
@@ -81,30 +208,69 @@ mod tests {
         Update::set(Key::Tier { name: name.into() }, Value::Tier(value))
     }
 
-    fn node(updates: Vec<Update>) -> Node {
-        let mut node = Node::default();
-        node.on_event(ClientEvent::Updates(updates));
+    fn gone(name: &str) -> Update {
+        Update::delete(Key::Tier { name: name.into() })
+    }
+
+    fn endpoint(due: u64) -> Update {
+        let key = WorkloadEndpointKey {
+            host: "n".into(),
+            orchestrator: "k8s".into(),
+            workload: "w".into(),
+            endpoint: "e".into(),
+        };
+        let labels = [(MARK.to_owned(), due.to_string())].into();
+        let value = WorkloadEndpoint { labels, ..WorkloadEndpoint::default() };
+        Update::set(Key::WorkloadEndpoint(key), Value::WorkloadEndpoint(value))
+    }
+
+    fn node(keys: &Keys, fault: Option<Fault>, updates: Vec<Update>) -> Node {
+        let mut node = Node::new("n".into(), keys.clone());
+        node.fault = fault;
+        node.on_event(ClientEvent::Updates(updates), |_| {});
         node
     }
 
     #[test]
     fn the_digest_depends_on_the_state_only() {
-        let straight = node(vec![tier("a", 1.0), tier("b", 2.0)]);
-        let roundabout = node(vec![
-            tier("b", 7.0),
-            tier("c", 3.0),
-            tier("b", 2.0),
-            Update::delete(Key::Tier { name: "c".into() }),
-            tier("a", 1.0),
-        ]);
-        assert_eq!((straight.digest(), straight.entries()), (roundabout.digest(), roundabout.entries()));
+        let keys = Keys::default();
+        let straight = node(&keys, None, vec![tier("a", 1.0), tier("b", 2.0)]);
+        let roundabout = vec![tier("b", 7.0), tier("c", 3.0), tier("b", 2.0), gone("c"), tier("a", 1.0)];
+        let roundabout = node(&keys, None, roundabout);
+        assert!(straight.state.same(&roundabout.state));
         assert!(roundabout.mistakes.is_empty(), "{:?}", roundabout.mistakes);
-        assert_ne!(straight.digest(), node(vec![tier("a", 1.0), tier("b", 3.0)]).digest());
+        assert_eq!((roundabout.updates, roundabout.deletions, roundabout.state.entries()), (5, 1, 2));
+        let other = node(&keys, None, vec![tier("a", 1.0), tier("d", 3.0)]);
+        assert!(!straight.state.same(&other.state));
+        let words = other.state.differences(&straight.state, &keys);
+        assert!(
+            words.contains("2 entries") && words.contains("missing") && words.contains("gone"),
+            "{words}"
+        );
     }
 
     #[test]
-    fn repeated_values_and_unknown_deletions_are_mistakes() {
-        assert_eq!(node(vec![tier("a", 1.0), tier("a", 1.0)]).mistakes.len(), 1);
-        assert_eq!(node(vec![Update::delete(Key::Tier { name: "a".into() })]).mistakes.len(), 1);
+    fn what_must_never_happen_is_noted() {
+        let keys = Keys::default();
+        assert_eq!(node(&keys, None, vec![tier("a", 1.0), tier("a", 1.0)]).mistakes.len(), 1);
+        assert_eq!(node(&keys, None, vec![gone("a")]).mistakes.len(), 1);
+        assert!(node(&keys, None, vec![endpoint(5), endpoint(9)]).mistakes.is_empty());
+        let back = node(&keys, None, vec![endpoint(9), endpoint(5)]).mistakes;
+        assert!(back[0].contains("went back"), "{back:?}");
+        let mut twice = node(&keys, None, Vec::new());
+        twice.on_event(ClientEvent::InSync, |_| {});
+        twice.on_event(ClientEvent::InSync, |_| {});
+        assert_eq!(twice.mistakes.len(), 1);
+    }
+
+    #[test]
+    fn planted_faults_show_in_the_state() {
+        let keys = Keys::default();
+        let updates = || vec![tier("a", 1.0), tier("b", 1.0), gone("b")];
+        let truth = node(&keys, None, updates());
+        for fault in [Fault::Corrupt, Fault::DropDeletion] {
+            let faulty = node(&keys, Some(fault), updates());
+            assert!(!faulty.state.same(&truth.state), "{fault:?}");
+        }
     }
 }

@@ -1,0 +1,238 @@
+//! All simulated nodes of a run: each follows the typhas with the client library of felix and confd.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use daemon::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use typha_client::{ClientConfig, ClientEvent};
+
+use crate::latency::Latencies;
+use crate::node::{Fault, Keys, Node, State};
+
+/// Events that wait for a node: so much may pile up in front of one that does not read, and no more.
+const EVENTS: usize = 16;
+const POLL: Duration = Duration::from_millis(20);
+
+pub struct Fleet {
+    servers: Vec<String>,
+    latencies: Arc<Latencies>,
+    pub keys: Keys,
+    members: Members,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// The nodes, for those who only look at them.
+#[derive(Clone)]
+pub struct Members(Arc<[Arc<Member>]>);
+
+struct Member {
+    index: usize,
+    node: Mutex<Node>,
+    /// Whether it has stopped reading.
+    stalled: watch::Sender<bool>,
+    /// Whether its latencies count: not while it catches up with what it missed by its own fault.
+    counts: AtomicBool,
+    session: Mutex<CancellationToken>,
+}
+
+/// Sums over all nodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub in_sync: usize,
+    pub updates: u64,
+    pub deletions: u64,
+    pub disconnects: u64,
+    pub mistakes: usize,
+}
+
+impl Members {
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for member in self.0.iter() {
+            let node = lock(&member.node);
+            totals.in_sync += usize::from(node.in_sync);
+            totals.updates += node.updates;
+            totals.deletions += node.deletions;
+            totals.disconnects += node.disconnects;
+            totals.mistakes += node.mistakes.len();
+        }
+        totals
+    }
+}
+
+impl Fleet {
+    pub fn new(
+        servers: Vec<String>,
+        names: Vec<String>,
+        latencies: Arc<Latencies>,
+        fault: Option<Fault>,
+    ) -> Self {
+        let keys = Keys::default();
+        let stop = CancellationToken::new();
+        let member = |(index, name)| {
+            let mut node = Node::new(name, keys.clone());
+            node.fault = fault.filter(|_| index == 0);
+            Arc::new(Member {
+                index,
+                node: Mutex::new(node),
+                stalled: watch::Sender::new(false),
+                counts: AtomicBool::new(true),
+                session: Mutex::new(stop.child_token()),
+            })
+        };
+        let members = Members(names.into_iter().enumerate().map(member).collect());
+        Fleet { servers, latencies, keys, members, tasks: JoinSet::new(), stop }
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.0.len()
+    }
+
+    /// Every node joins, at once.
+    pub fn join(&mut self) {
+        for member in self.members.0.clone().iter() {
+            self.spawn(member.clone());
+        }
+    }
+
+    fn spawn(&mut self, member: Arc<Member>) {
+        let (servers, latencies) = (self.servers.clone(), self.latencies.clone());
+        self.tasks.spawn(follow(member, servers, latencies));
+    }
+
+    /// Every node dies, forgets everything and joins again, at once.
+    pub async fn restart(&mut self) {
+        self.leave().await;
+        for member in self.members.0.iter() {
+            let mut node = lock(&member.node);
+            let fresh = Node::new(std::mem::take(&mut node.name), self.keys.clone());
+            let old = std::mem::replace(&mut *node, fresh);
+            (node.updates, node.deletions, node.disconnects) =
+                (old.updates, old.deletions, old.disconnects + 1);
+            node.mistakes = old.mistakes;
+            *lock(&member.session) = self.stop.child_token();
+        }
+        self.join();
+    }
+
+    /// Every node's stream ends.
+    pub async fn leave(&mut self) {
+        for member in self.members.0.iter() {
+            lock(&member.session).cancel();
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// The first `count` nodes stop reading, or read again.
+    pub fn stall(&self, count: usize, stalled: bool) {
+        for member in self.members.0.iter().take(count) {
+            if stalled {
+                member.counts.store(false, Ordering::Relaxed);
+            }
+            member.stalled.send_replace(stalled);
+        }
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.members.totals()
+    }
+
+    pub fn members(&self) -> Members {
+        self.members.clone()
+    }
+
+    pub async fn all_in_sync(&self, patience: Duration) -> Result<Duration, String> {
+        let start = Instant::now();
+        loop {
+            let in_sync = self.totals().in_sync;
+            if in_sync == self.len() {
+                return Ok(start.elapsed());
+            }
+            if start.elapsed() > patience {
+                return Err(format!(
+                    "{in_sync} of {} nodes are in sync after {} s: are the typhas ready, and reachable?",
+                    self.len(),
+                    patience.as_secs()
+                ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until every node holds exactly `truth`, and says when the last of them changed.
+    pub async fn all_hold(&self, truth: &State, patience: Duration) -> Result<Option<Instant>, Vec<String>> {
+        let start = Instant::now();
+        loop {
+            let wrong = |member: &&Arc<Member>| !lock(&member.node).state.same(truth);
+            let late: Vec<_> = self.members.0.iter().filter(wrong).collect();
+            if late.is_empty() {
+                self.members.0.iter().for_each(|member| member.counts.store(true, Ordering::Relaxed));
+                return Ok(self.members.0.iter().filter_map(|member| lock(&member.node).changed).max());
+            }
+            if start.elapsed() > patience {
+                let mut words = vec![format!(
+                    "{} of {} nodes do not hold what the datastore holds ({} entries) after {} s",
+                    late.len(),
+                    self.len(),
+                    truth.entries(),
+                    patience.as_secs()
+                )];
+                words.extend(late.iter().take(3).map(|member| {
+                    let node = lock(&member.node);
+                    format!("{}: {}", node.name, node.state.differences(truth, &self.keys))
+                }));
+                return Err(words);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Without a datastore to compare with: whether all hold the same.
+    pub fn first_state(&self) -> State {
+        self.members.0.first().map(|member| lock(&member.node).state.clone()).unwrap_or_default()
+    }
+
+    pub fn mistakes(&self) -> Vec<String> {
+        let of = |member: &Arc<Member>| {
+            let node = lock(&member.node);
+            node.mistakes.iter().map(|mistake| format!("{}: {mistake}", node.name)).collect::<Vec<_>>()
+        };
+        self.members.0.iter().flat_map(of).collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn follow(member: Arc<Member>, servers: Vec<String>, latencies: Arc<Latencies>) {
+    let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
+    let config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
+    let (events, mut received) = mpsc::channel(EVENTS);
+    let (acks, programmed) = watch::channel(None);
+    let session = lock(&member.session).clone();
+    let client = typha_client::run(config, events, programmed, session);
+    let mut stalled = member.stalled.subscribe();
+    let consume = async {
+        loop {
+            // The sender lives as long as the member.
+            let open = stalled.wait_for(|stalled| !stalled).await.is_ok();
+            let Some(event) = received.recv().await.filter(|_| open) else { return };
+            if let ClientEvent::Cut(cut) = &event {
+                acks.send_replace(Some(cut.clone()));
+            }
+            let mut node = lock(&member.node);
+            let counts = node.in_sync && member.counts.load(Ordering::Relaxed);
+            node.on_event(event, |mark| {
+                if counts {
+                    latencies.seen(member.index, mark);
+                }
+            });
+        }
+    };
+    tokio::join!(client, consume);
+}

@@ -1,0 +1,238 @@
+//! Servers of a run's own: an etcd and typhas on loopback, gone with the run.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use syncer_common::backend::config::{StoreConfig, open};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+const READY: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+/// USER_HZ, which is 100 on every architecture that Linux runs on today.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub struct Local {
+    pub store: StoreConfig,
+    pub etcd: Server,
+    pub typhas: Vec<Server>,
+    program: PathBuf,
+    endpoint: String,
+    logs: PathBuf,
+    /// etcd's data.
+    _folder: tempfile::TempDir,
+}
+
+pub struct Server {
+    pub name: String,
+    pub address: String,
+    port: u16,
+    /// Health and metrics.
+    side: u16,
+    process: Child,
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?.local_addr()?.port())
+}
+
+impl Local {
+    /// `logs`: where the servers' output goes.
+    pub async fn start(typhas: usize, logs: &Path) -> Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("typha");
+        ensure!(
+            program.is_file(),
+            "there is no {}: build it (`make build`), or name running typhas with --typha",
+            program.display()
+        );
+        std::fs::create_dir_all(logs).with_context(|| format!("making {}", logs.display()))?;
+        let folder = tempfile::tempdir()?;
+        let (port, peer) = (free_port()?, free_port()?);
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let peer = format!("http://127.0.0.1:{peer}");
+        let mut command = Command::new("etcd");
+        command.args(["--data-dir", &folder.path().display().to_string()]).args([
+            "--listen-client-urls",
+            &endpoint,
+            "--advertise-client-urls",
+            &endpoint,
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+            "--initial-cluster",
+            &format!("default={peer}"),
+            // The data lives as long as the run: what it costs to make it durable is the disk's number, not ours.
+            "--unsafe-no-fsync",
+            "--log-level",
+            "warn",
+        ]);
+        let process = spawn(&mut command, &logs.join("etcd.log"))
+            .context("starting etcd: install the package etcd-server, or name a datastore with --etcd")?;
+        let etcd = Server { name: "etcd".into(), address: endpoint.clone(), port, side: 0, process };
+        let store = StoreConfig::etcd([endpoint.clone()]);
+        let client = open(&store).await?;
+        let deadline = Instant::now() + READY;
+        while let Err(error) = client.get("/calico/").await {
+            ensure!(Instant::now() < deadline, "etcd does not answer: {error}; see {}", logs.display());
+            tokio::time::sleep(POLL).await;
+        }
+        let mut local = Local {
+            store,
+            etcd,
+            typhas: Vec::new(),
+            program,
+            endpoint,
+            logs: logs.to_owned(),
+            _folder: folder,
+        };
+        for index in 0..typhas {
+            let (port, side) = (free_port()?, free_port()?);
+            let server = local.start_typha(index, port, side)?;
+            local.typhas.push(server);
+        }
+        Ok(local)
+    }
+
+    fn start_typha(&self, index: usize, port: u16, side: u16) -> Result<Server> {
+        let name = format!("typha-{}", index + 1);
+        let mut command = Command::new(&self.program);
+        command.env_clear().envs([
+            ("TYPHA_DATASTORETYPE", "etcdv3"),
+            ("TYPHA_ETCDENDPOINTS", &self.endpoint),
+            ("TYPHA_REPLICANAME", &name),
+            ("TYPHA_SERVERHOST", "127.0.0.1"),
+            ("TYPHA_SERVERPORT", &port.to_string()),
+            ("TYPHA_HEALTHHOST", "127.0.0.1"),
+            ("TYPHA_HEALTHPORT", &side.to_string()),
+            ("TYPHA_PROMETHEUSMETRICSENABLED", "true"),
+            ("TYPHA_PROMETHEUSMETRICSHOST", "127.0.0.1"),
+            ("TYPHA_PROMETHEUSMETRICSPORT", &side.to_string()),
+            ("TYPHA_SHUTDOWNTIMEOUTSECS", "5"),
+        ]);
+        let process =
+            spawn(&mut command, &self.logs.join(format!("{name}.log"))).context("starting typha")?;
+        Ok(Server { name, address: format!("127.0.0.1:{port}"), port, side, process })
+    }
+
+    /// Waits until every typha holds the datastore's content.
+    pub async fn ready(&mut self) -> Result<()> {
+        for server in &mut self.typhas {
+            server.ready(&self.logs).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends one typha in good order, and starts it again on the same port.
+    pub async fn restart(&mut self, index: usize) -> Result<()> {
+        let server = &mut self.typhas[index];
+        server.signal(Signal::SIGTERM)?;
+        if tokio::time::timeout(READY, server.process.wait()).await.is_err() {
+            bail!("{} does not end on SIGTERM", server.name);
+        }
+        let (port, side) = (server.port, server.side);
+        self.typhas[index] = self.start_typha(index, port, side)?;
+        let logs = self.logs.clone();
+        self.typhas[index].ready(&logs).await
+    }
+}
+
+fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(log)?;
+    let child =
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;
+    Ok(child)
+}
+
+impl Server {
+    pub fn probe(&self) -> Probe {
+        Probe { name: self.name.clone(), pid: self.process.id(), side: self.side }
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(pid) = self.process.id() else { bail!("{} has ended by itself: see its log", self.name) };
+        kill(Pid::from_raw(pid as i32), signal).with_context(|| format!("signalling {}", self.name))
+    }
+
+    async fn ready(&mut self, logs: &Path) -> Result<()> {
+        let deadline = Instant::now() + READY;
+        loop {
+            if let Ok(Some(status)) = self.process.try_wait() {
+                bail!("{} ended with {status}: see {}", self.name, logs.display());
+            }
+            if self.probe().get("/readiness").await.is_some_and(|answer| answer.contains(" 200 ")) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{} is not ready: see {}", self.name, logs.display());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// Where to ask how a typha fares.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    pub name: String,
+    pub pid: Option<u32>,
+    side: u16,
+}
+
+impl Probe {
+    /// The answer of its side port.
+    async fn get(&self, path: &str) -> Option<String> {
+        let ask = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.side)).await.ok()?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.ok()?;
+            Some(answer)
+        };
+        tokio::time::timeout(Duration::from_secs(2), ask).await.ok()?
+    }
+
+    /// All its metrics, in Prometheus' text format.
+    pub async fn metrics(&self) -> Option<String> {
+        self.get("/metrics").await
+    }
+
+    /// Seconds of CPU since its start, and resident bytes.
+    pub fn usage(&self) -> Option<(f64, u64)> {
+        let folder = Path::new("/proc").join(self.pid?.to_string());
+        let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+        // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th fields after it (proc(5)).
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+        let kb = crate::limits::field(&std::fs::read_to_string(folder.join("status")).ok()?, "VmRSS:")?;
+        Some((ticks / TICKS_PER_SECOND, (kb as u64) << 10))
+    }
+}
+
+/// A metric in the text format, summed over the series whose labels contain `label`.
+pub fn metric(text: &str, name: &str, label: &str) -> Option<f64> {
+    let of = |line: &str| {
+        let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+        let named = labels.is_empty() || labels.starts_with('{');
+        if named && labels.contains(label) { value.parse::<f64>().ok() } else { None }
+    };
+    let values: Vec<f64> = text.lines().filter_map(of).collect();
+    (!values.is_empty()).then(|| values.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_by_label() {
+        let text = "# HELP a_total x\na_total{v=\"x\"} 2\na_total{v=\"y\"} 3\na_total_more 7\nb 4\n";
+        assert_eq!(metric(text, "a_total", ""), Some(5.0));
+        assert_eq!(metric(text, "a_total", "\"y\""), Some(3.0));
+        assert_eq!((metric(text, "b", ""), metric(text, "c", "")), (Some(4.0), None));
+    }
+}

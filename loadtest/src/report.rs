@@ -1,0 +1,162 @@
+//! What a run found: as a table for the terminal, and as `report.json` for `loadtest compare`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::latency::Percentiles;
+use crate::shape::Shape;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub version: String,
+    pub command: String,
+    pub seed: u64,
+    pub started_unix_seconds: u64,
+    pub machine: Machine,
+    pub nodes: usize,
+    pub typhas: usize,
+    /// Of the synthetic cluster; absent when the run only followed what was there.
+    pub shape: Option<Shape>,
+    /// That each node held at the end.
+    pub entries: usize,
+    pub phases: Vec<PhaseResult>,
+    pub samples: Vec<Sample>,
+    /// Empty = every node held what the datastore held after every phase, and no rule was broken.
+    pub failures: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Machine {
+    pub cpus: usize,
+    pub memory_mb: usize,
+    pub kernel: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PhaseResult {
+    pub phase: String,
+    pub seconds: f64,
+    /// From the end of the phase until every node held what the datastore held. Absent: not in time.
+    pub settled_ms: Option<f64>,
+    /// Changes written to the datastore.
+    pub writes: u64,
+    /// Received by all nodes together.
+    pub updates: u64,
+    pub deletions: u64,
+    pub disconnects: u64,
+    pub latency: Percentiles,
+    /// What the typhas counted meanwhile, where they could be asked.
+    pub servers: Option<Served>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Served {
+    pub sent_bytes: f64,
+    pub by_delta: f64,
+    pub by_digest: f64,
+    pub by_snapshot: f64,
+}
+
+/// A second of the run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sample {
+    pub second: usize,
+    pub in_sync: usize,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub servers: Vec<ServerSample>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerSample {
+    pub name: String,
+    /// Of one processor.
+    pub cpu_percent: f64,
+    pub memory_mb: f64,
+}
+
+impl Machine {
+    pub fn here() -> Self {
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        Machine {
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            memory_mb: crate::limits::field(&text("/proc/meminfo"), "MemTotal:").unwrap_or(0) >> 10,
+            kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
+impl Report {
+    pub fn read(path: &Path) -> Result<Report> {
+        let path = if path.is_dir() { path.join("report.json") } else { path.to_owned() };
+        let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is no report of loadtest", path.display()))
+    }
+
+    /// Largest memory and mean CPU of all typhas together.
+    pub fn servers(&self) -> Option<(f64, f64)> {
+        let sum = |sample: &Sample, of: fn(&ServerSample) -> f64| sample.servers.iter().map(of).sum::<f64>();
+        let measured: Vec<&Sample> =
+            self.samples.iter().filter(|sample| !sample.servers.is_empty()).collect();
+        let memory = measured.iter().map(|sample| sum(sample, |server| server.memory_mb)).reduce(f64::max)?;
+        let cpu: f64 = measured.iter().map(|sample| sum(sample, |server| server.cpu_percent)).sum();
+        Some((memory, cpu / measured.len() as f64))
+    }
+
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let mut line = |words: String| {
+            _ = writeln!(text, "{words}");
+        };
+        line(format!(
+            "{:<34} {:>8} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "PHASE", "SECONDS", "WRITES", "RECEIVED", "P50 ms", "P99 ms", "MAX ms", "SETTLED", "SENT MB"
+        ));
+        for phase in &self.phases {
+            let of = |value: f64| if phase.latency.count == 0 { "-".into() } else { format!("{value:.1}") };
+            let settled = phase.settled_ms.map_or("NEVER".into(), |ms| format!("{ms:.0} ms"));
+            let sent = phase.servers.map_or("-".into(), |served| format!("{:.2}", served.sent_bytes / 1e6));
+            line(format!(
+                "{:<34} {:>8.1} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+                phase.phase,
+                phase.seconds,
+                phase.writes,
+                phase.updates,
+                of(phase.latency.p50_ms),
+                of(phase.latency.p99_ms),
+                of(phase.latency.max_ms),
+                settled,
+                sent
+            ));
+            if let Some(Served { by_delta, by_digest, by_snapshot, .. }) = phase.servers
+                && phase.disconnects > 0
+            {
+                line(format!(
+                    "  {} streams ended; then {by_delta} by delta, {by_digest} by digest, {by_snapshot} by snapshot; {} deletions",
+                    phase.disconnects, phase.deletions
+                ));
+            }
+        }
+        if let Some((memory, cpu)) = self.servers() {
+            line(format!(
+                "typha: {memory:.0} MB at most, {cpu:.0} % of one CPU on average ({} together)",
+                self.typhas
+            ));
+        }
+        if self.failures.is_empty() {
+            line(format!(
+                "PASSED: {0} of {0} nodes held what they should after every phase ({1} entries)",
+                self.nodes, self.entries
+            ));
+        } else {
+            line(format!("FAILED, seed {}:", self.seed));
+            for failure in &self.failures {
+                line(format!("  {failure}"));
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,400 @@
+//! A run: fill the datastore, let the nodes join, go through the phases, and check every node after each.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use daemon::CancellationToken;
+use nix::sys::signal::Signal;
+use syncer_common::backend::config::{StoreConfig, open};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::cluster::{Change, Cluster};
+use crate::fleet::Fleet;
+use crate::latency::Latencies;
+use crate::limits;
+use crate::local::Local;
+use crate::node::Fault;
+use crate::phase::Phase;
+use crate::relay::Relay;
+use crate::report::{Machine, PhaseResult, Report};
+use crate::sampler::{self, Probes};
+use crate::shape::Shape;
+use crate::source::Source;
+
+/// Of the changes of a phase; each key has its writer, so that changes of one key stay in order.
+const WRITERS: usize = 32;
+/// While the phase is still going on, what is due waits here.
+const WAITING: usize = 10_000;
+/// Descriptors for everything but the nodes.
+const OTHER_DESCRIPTORS: u64 = 500;
+
+pub struct Plan {
+    pub servers: Servers,
+    pub shape: Shape,
+    /// How many streams; more than the cluster has nodes never.
+    pub nodes: usize,
+    pub phases: Vec<Phase>,
+    pub seed: u64,
+    pub patience: Duration,
+    pub fault: Option<Fault>,
+    pub logs: PathBuf,
+    pub command: String,
+}
+
+pub enum Servers {
+    /// Started for the run: an etcd and so many typhas.
+    Local(usize),
+    /// Running ones; without a datastore nothing is written.
+    Given { typhas: Vec<String>, store: Option<StoreConfig> },
+}
+
+struct Run {
+    fleet: Fleet,
+    cluster: Cluster,
+    source: Option<Arc<Source>>,
+    local: Option<Local>,
+    relays: Vec<Relay>,
+    latencies: Arc<Latencies>,
+    probes: Probes,
+    start: Instant,
+    patience: Duration,
+    stop: CancellationToken,
+}
+
+pub async fn run(plan: Plan) -> Result<Report> {
+    let cuts = plan.phases.contains(&Phase::Cut);
+    limits::descriptors(OTHER_DESCRIPTORS + plan.nodes as u64 * if cuts { 3 } else { 1 })?;
+    let (local, store, servers) = match plan.servers {
+        Servers::Local(typhas) => {
+            limits::memory(plan.nodes, plan.shape.objects())?;
+            eprintln!("starting etcd and {typhas} typhas; their logs are in {}", plan.logs.display());
+            let local = Local::start(typhas, &plan.logs).await?;
+            let servers = local.typhas.iter().map(|typha| typha.address.clone()).collect();
+            let store = Some(local.store.clone());
+            (Some(local), store, servers)
+        }
+        Servers::Given { typhas, store } => (None, store, typhas),
+    };
+    let cluster = Cluster::new(plan.shape, plan.seed);
+    let source = match store {
+        Some(store) => {
+            let source = Source::new(open(&store).await.context("opening the datastore")?);
+            let objects = cluster.objects();
+            eprintln!("writing {} objects", objects.len());
+            source.fill(objects).await?;
+            Some(Arc::new(source))
+        }
+        None => None,
+    };
+    let stop = CancellationToken::new();
+    let mut relays = Vec::new();
+    if cuts {
+        for server in &servers {
+            relays.push(Relay::start(server.clone(), stop.clone()).await.context("starting a relay")?);
+        }
+    }
+    let reached = if cuts { relays.iter().map(Relay::address).collect() } else { servers.clone() };
+    let start = Instant::now();
+    let latencies = Arc::new(Latencies::new(start));
+    let names = cluster.nodes().take(plan.nodes).collect();
+    let mut run = Run {
+        fleet: Fleet::new(reached, names, latencies.clone(), plan.fault),
+        cluster,
+        source,
+        local,
+        relays,
+        latencies: latencies.clone(),
+        probes: Probes::default(),
+        start,
+        patience: plan.patience,
+        stop: stop.clone(),
+    };
+    if let Some(local) = &mut run.local {
+        local.ready().await?;
+    }
+    run.show_probes();
+    let samples = Arc::new(Mutex::new(Vec::new()));
+    let sampling = sampler::run(run.fleet.members(), latencies, run.probes.clone(), samples.clone());
+    let (phases, failures) = tokio::select! {
+        ended = run.phases(&plan.phases) => ended,
+        () = sampling => unreachable!("it looks for ever"),
+    };
+    let entries = run.fleet.first_state().entries();
+    run.fleet.leave().await;
+    stop.cancel();
+    if let (Some(source), None) = (&run.source, &run.local) {
+        eprintln!("removing what was written");
+        source.clear().await?;
+    }
+    let samples = std::mem::take(&mut *samples.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION").into(),
+        command: plan.command,
+        seed: plan.seed,
+        started_unix_seconds: SystemTime::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |since| since.as_secs() - start.elapsed().as_secs()),
+        machine: Machine::here(),
+        nodes: plan.nodes,
+        typhas: servers.len(),
+        shape: run.source.is_some().then_some(plan.shape),
+        entries,
+        phases,
+        samples,
+        failures,
+    })
+}
+
+impl Run {
+    fn show_probes(&self) {
+        if let Some(local) = &self.local {
+            self.probes.set(local.typhas.iter().map(|typha| typha.probe()).collect());
+        }
+    }
+
+    /// All phases; the first failure ends the run.
+    async fn phases(&mut self, phases: &[Phase]) -> (Vec<PhaseResult>, Vec<String>) {
+        let mut results = Vec::new();
+        for phase in std::iter::once(None).chain(phases.iter().map(Some)) {
+            let name = phase.map_or("join".into(), ToString::to_string);
+            eprintln!("{:>6.1} s  {name}", self.start.elapsed().as_secs_f64());
+            let mut result = PhaseResult { phase: name.clone(), ..PhaseResult::default() };
+            let failures = match self.phase(phase, &mut result).await {
+                Ok(failures) => failures,
+                Err(error) => vec![format!("{error:#}")],
+            };
+            results.push(result);
+            if !failures.is_empty() {
+                return (results, failures.into_iter().map(|failure| format!("{name}: {failure}")).collect());
+            }
+        }
+        (results, Vec::new())
+    }
+
+    async fn phase(&mut self, phase: Option<&Phase>, result: &mut PhaseResult) -> Result<Vec<String>> {
+        let (before, served) = (self.fleet.totals(), self.probes.served().await);
+        self.latencies.begin();
+        let start = Instant::now();
+        match phase {
+            None => self.fleet.join(),
+            Some(phase) => result.writes = self.act(*phase).await?,
+        }
+        if matches!(phase, None | Some(Phase::Storm))
+            && let Err(late) = self.fleet.all_in_sync(self.patience).await
+        {
+            return Ok(vec![late]);
+        }
+        let ended = Instant::now();
+        result.seconds = ended.duration_since(start).as_secs_f64();
+        let truth = match &self.source {
+            Some(source) => source.truth(&self.fleet.keys).await?,
+            // Nothing to compare with but one another.
+            None => self.fleet.first_state(),
+        };
+        let mut failures = match self.fleet.all_hold(&truth, self.patience).await {
+            Ok(last_change) => {
+                let settled = last_change.map(|at| at.saturating_duration_since(ended)).unwrap_or_default();
+                result.settled_ms = Some(settled.as_secs_f64() * 1e3);
+                Vec::new()
+            }
+            Err(failures) => failures,
+        };
+        let after = self.fleet.totals();
+        result.updates = after.updates - before.updates;
+        result.deletions = after.deletions - before.deletions;
+        result.disconnects = after.disconnects - before.disconnects;
+        result.latency = self.latencies.since_begin();
+        if let (Some(before), Some(after)) = (served, self.probes.served().await) {
+            result.servers = Some(sampler::between(&before, &after));
+        }
+        let nothing_happened = phase
+            .is_some_and(|phase| matches!(phase, Phase::Freeze { .. } | Phase::Cut | Phase::Idle { .. }));
+        if nothing_happened && result.deletions > 0 && self.source.is_some() {
+            failures.push(format!("{} deletions, though nothing was deleted", result.deletions));
+        }
+        failures.extend(self.fleet.mistakes());
+        Ok(failures)
+    }
+
+    /// Returns how many changes were written.
+    async fn act(&mut self, phase: Phase) -> Result<u64> {
+        match phase {
+            Phase::Idle { seconds } => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            Phase::Churn { seconds, rate } => return self.churn(Duration::from_secs(seconds), rate).await,
+            Phase::Rollout { count } => {
+                let changes = (0..count).flat_map(|_| self.cluster.change_policy()).collect();
+                return self.write(changes).await;
+            }
+            Phase::Namespaces { count } => {
+                let changes = (0..count).flat_map(|_| self.cluster.delete_namespace()).collect();
+                return self.write(changes).await;
+            }
+            Phase::Storm => self.fleet.restart().await,
+            Phase::Cut => {
+                let all = self.fleet.totals().disconnects + self.fleet.len() as u64;
+                self.relays.iter().for_each(|relay| relay.cut(&self.stop));
+                let deadline = Instant::now() + self.patience;
+                while self.fleet.totals().disconnects < all && Instant::now() < deadline {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+            Phase::Stall { percent, seconds, rate } => {
+                let count = (self.fleet.len() as f64 * percent / 100.0).ceil() as usize;
+                self.fleet.stall(count, true);
+                let written = self.churn(Duration::from_secs(seconds), rate).await;
+                self.fleet.stall(count, false);
+                return written;
+            }
+            Phase::Rolling { rate } => return self.rolling(rate).await,
+            Phase::Freeze { seconds } => {
+                let local = self.local.as_ref().context("freeze needs --local")?;
+                local.etcd.signal(Signal::SIGSTOP)?;
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                local.etcd.signal(Signal::SIGCONT)?;
+            }
+        }
+        Ok(0)
+    }
+
+    async fn churn(&mut self, length: Duration, rate: f64) -> Result<u64> {
+        let source = self.source.clone().context("churn needs a datastore to write to")?;
+        churn(&source, &mut self.cluster, &self.latencies, rate, tokio::time::sleep(length)).await
+    }
+
+    /// Each typha in turn, while pods come and go.
+    async fn rolling(&mut self, rate: f64) -> Result<u64> {
+        let source = self.source.clone().context("churn needs a datastore to write to")?;
+        let mut local = self.local.take().context("rolling needs --local")?;
+        let (fleet, probes, patience) = (&self.fleet, self.probes.clone(), self.patience);
+        let mut outcome = Ok(());
+        let restarts = async {
+            for index in 0..local.typhas.len() {
+                outcome = local.restart(index).await;
+                if outcome.is_err() {
+                    return;
+                }
+                probes.set(local.typhas.iter().map(|typha| typha.probe()).collect());
+                // Each node is served again before the next typha goes.
+                if let Err(late) = fleet.all_in_sync(patience).await {
+                    outcome = Err(anyhow::anyhow!(late));
+                    return;
+                }
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        };
+        let written = churn(&source, &mut self.cluster, &self.latencies, rate, restarts).await;
+        self.local = Some(local);
+        outcome?;
+        written
+    }
+
+    async fn write(&self, changes: Vec<Change>) -> Result<u64> {
+        let source = self.source.clone().context("there is no datastore to write to")?;
+        let mut writers = Writers::start(source);
+        for change in changes {
+            writers.write(change).await?;
+        }
+        writers.finish().await
+    }
+}
+
+/// Writes changes, `rate` per second, until `end`.
+async fn churn(
+    source: &Arc<Source>,
+    cluster: &mut Cluster,
+    latencies: &Latencies,
+    rate: f64,
+    end: impl Future<Output = ()>,
+) -> Result<u64> {
+    let mut writers = Writers::start(source.clone());
+    let start = Instant::now();
+    tokio::pin!(end);
+    for number in 0.. {
+        let due = start + Duration::from_secs_f64(f64::from(number) / rate);
+        tokio::select! {
+            biased;
+            () = &mut end => break,
+            () = tokio::time::sleep_until(due.into()) => {}
+        }
+        for change in cluster.churn(latencies.mark(due)) {
+            writers.write(change).await?;
+        }
+    }
+    writers.finish().await
+}
+
+/// Tasks that write, each the keys that fall to it.
+struct Writers {
+    queues: Vec<mpsc::Sender<Change>>,
+    tasks: JoinSet<Result<u64>>,
+}
+
+impl Writers {
+    fn start(source: Arc<Source>) -> Self {
+        let mut tasks = JoinSet::new();
+        let queues = (0..WRITERS).map(|_| {
+            let (queue, mut changes) = mpsc::channel(WAITING / WRITERS);
+            let source = source.clone();
+            tasks.spawn(async move {
+                let mut written = 0;
+                while let Some(change) = changes.recv().await {
+                    source.write(change).await?;
+                    written += 1;
+                }
+                Ok(written)
+            });
+            queue
+        });
+        Writers { queues: queues.collect(), tasks }
+    }
+
+    async fn write(&mut self, change: Change) -> Result<()> {
+        let (Change::Put(crate::cluster::Object { key, .. }) | Change::Delete(key)) = &change;
+        let hash = blake3::hash(key.as_bytes());
+        let queue = &self.queues[usize::from(hash.as_bytes()[0]) % WRITERS];
+        if queue.send(change).await.is_err() {
+            // Its task has ended, with an error.
+            std::mem::replace(self, Writers { queues: Vec::new(), tasks: JoinSet::new() }).finish().await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<u64> {
+        self.queues.clear();
+        let mut written = 0;
+        while let Some(ended) = self.tasks.join_next().await {
+            written += ended??;
+        }
+        Ok(written)
+    }
+}
+
+impl Plan {
+    /// Refuses what cannot work before anything is started.
+    pub fn check(&self) -> Result<()> {
+        self.shape.check().map_err(|error| anyhow::anyhow!(error))?;
+        ensure!(self.nodes > 0, "at least one node");
+        ensure!(
+            self.nodes <= self.shape.nodes,
+            "{} streams are more than the {} nodes of the cluster: a larger --preset, or --nodes",
+            self.nodes,
+            self.shape.nodes
+        );
+        for phase in &self.phases {
+            match &self.servers {
+                Servers::Local(_) => {}
+                Servers::Given { .. } if phase.needs_local() => anyhow::bail!(
+                    "{phase} acts on servers that the run started itself: use --local instead of --typha"
+                ),
+                Servers::Given { store: None, .. } if phase.writes() => anyhow::bail!(
+                    "{phase} writes to the datastore: name it with --etcd or --directory (it has to be empty)"
+                ),
+                Servers::Given { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}

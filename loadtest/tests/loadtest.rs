@@ -1,0 +1,115 @@
+//! The program, as a load tester runs it: a real etcd, real typhas, faults planted and found.
+
+// All of it is test code, though not inside `#[test]`.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value as Json;
+
+/// etcd is needed; without it the test says so.
+fn installed() -> bool {
+    syncer_common::testing::require::program("etcd").is_some()
+}
+
+fn loadtest(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_loadtest")).args(arguments).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn report(folder: &Path) -> Json {
+    serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap()
+}
+
+/// On servers of its own, with a small cluster.
+fn small(folder: &Path, more: &[&str]) -> Output {
+    let folder = folder.display().to_string();
+    let mut arguments = vec!["run", "--local", "2", "--nodes", "30", "--pods", "200", "--report", &folder];
+    arguments.extend(more);
+    loadtest(&arguments)
+}
+
+#[test]
+fn every_phase_ends_with_every_node_right() {
+    if !installed() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let phases = [
+        "churn:seconds=2",
+        "rollout:count=3",
+        "cut",
+        "stall:percent=20,seconds=2",
+        "namespaces",
+        "rolling:rate=20",
+        "storm",
+        "freeze:seconds=3",
+        "idle:seconds=1",
+    ];
+    let arguments: Vec<&str> = phases.iter().flat_map(|phase| ["--phase", phase]).collect();
+    let ended = small(folder.path(), &arguments);
+    assert!(ended.status.success(), "{}", text(&ended));
+    assert!(text(&ended).contains("PASSED: 30 of 30 nodes"), "{}", text(&ended));
+
+    let report = report(folder.path());
+    let results = report["phases"].as_array().unwrap();
+    assert_eq!(results.len(), 1 + phases.len());
+    let phase = |name: &str| {
+        results.iter().find(|result| result["phase"].as_str().unwrap().starts_with(name)).unwrap()
+    };
+    let number = |value: &Json| value.as_f64().unwrap();
+    assert!(number(&phase("churn")["latency"]["count"]) >= 30.0, "{}", phase("churn"));
+    assert!(number(&phase("churn")["servers"]["sent_bytes"]) > 10_000.0);
+    // Whoever was cut off came back with what it held.
+    assert_eq!(number(&phase("cut")["disconnects"]), 30.0);
+    assert_eq!(number(&phase("cut")["servers"]["by_snapshot"]), 0.0, "{}", phase("cut"));
+    assert_eq!(number(&phase("storm")["servers"]["by_snapshot"]), 30.0, "{}", phase("storm"));
+    assert_eq!(number(&phase("freeze")["deletions"]), 0.0);
+    assert!(!report["samples"].as_array().unwrap().is_empty());
+    let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("passed") && !page.contains("http"), "{page}");
+
+    let compared =
+        loadtest(&["compare", &folder.path().display().to_string(), &folder.path().display().to_string()]);
+    assert!(compared.status.success() && text(&compared).contains("1.00"), "{}", text(&compared));
+}
+
+#[test]
+fn planted_faults_are_found_and_named() {
+    if !installed() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (fault, phase, words) in [
+        ("corrupt", "idle:seconds=1", "has another value"),
+        ("drop-deletion", "namespaces", "should be gone"),
+    ] {
+        let ended = small(folder.path(), &["--patience", "3", "--phase", phase, "--plant", fault]);
+        let said = text(&ended);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains("FAILED, seed 1") && said.contains("node-00000: 1 entries differ"), "{said}");
+        assert!(said.contains(words), "{said}");
+        assert!(!report(folder.path())["failures"].as_array().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_starts() {
+    for (arguments, words) in [
+        (&["run"][..], "--local"),
+        (&["run", "--local", "1", "--phase", "chrun"], "there are idle, churn"),
+        (&["run", "--local", "1", "--nodes", "101"], "--preset"),
+        (&["run", "--local", "1", "--pods", "100000"], "fewer pods"),
+        (&["run", "--typha", "127.0.0.1:1", "--phase", "churn"], "--etcd"),
+        (&["run", "--typha", "127.0.0.1:1", "--phase", "rolling"], "--local"),
+        (&["compare", "/none", "/none"], "/none"),
+    ] {
+        let refused = loadtest(arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", text(&refused));
+        assert!(text(&refused).contains(words), "{arguments:?}: {}", text(&refused));
+    }
+}
