@@ -57,6 +57,7 @@ impl Endpoint {
 /// Bound, not yet serving.
 pub struct Http {
     metrics: Metrics,
+    /// The one with health, if there is any, comes last.
     servers: Vec<(TcpListener, Router)>,
     metrics_address: Option<SocketAddr>,
     health_address: Option<SocketAddr>,
@@ -93,6 +94,16 @@ impl Http {
             http.servers.push((listener, health_routes(health)));
         }
         Ok(http)
+    }
+
+    /// More routes on the health port, if it is served.
+    pub fn merge(&mut self, routes: Router) {
+        if self.health_address.is_none() {
+            return;
+        }
+        if let Some((_, served)) = self.servers.last_mut() {
+            *served = std::mem::take(served).merge(routes);
+        }
     }
 
     /// Where metrics are served; tells the port when 0 was asked for.

@@ -4,6 +4,7 @@
 //! (`Warning`, `Fatal`, `none`) are understood, so that its settings can be used as they are.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
@@ -15,17 +16,42 @@ pub enum Format {
     Json,
 }
 
+/// Changes the filter of the running process; set by `init`.
+type Change = Box<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>;
+static CHANGE: OnceLock<Change> = OnceLock::new();
+
 /// Starts logging; once a process. `level` is a filter directive or one of Calico's level names.
 pub fn init(level: &str, format: Format) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(directive(level)).with_context(|| {
-        format!("log level {level:?} is neither a level (error, warn, info, debug, trace) nor a filter such as \"info,typha=debug\"")
-    })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(level)?).with_writer(std::io::stderr);
+    macro_rules! start {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let started = builder.try_init();
+            let change: Change =
+                Box::new(move |filter| handle.reload(filter).context("changing the log level"));
+            // Set twice only if logging starts twice, which fails below.
+            CHANGE.set(change).ok();
+            started
+        }};
+    }
     let started = match format {
-        Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Text => start!(builder.with_ansi(std::io::stderr().is_terminal())),
+        Format::Json => start!(builder.json().flatten_event(true)),
     };
     started.map_err(|error| anyhow::anyhow!("logging cannot be started twice: {error}"))
+}
+
+/// Another level from now on.
+pub fn set(level: &str) -> anyhow::Result<()> {
+    let filter = filter(level)?;
+    CHANGE.get().context("logging has not been started")?(filter)
+}
+
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(directive(level)).with_context(|| {
+        format!("log level {level:?} is neither a level (error, warn, info, debug, trace) nor a filter such as \"info,typha=debug\"")
+    })
 }
 
 /// `text` or `json`.
