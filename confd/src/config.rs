@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use daemon::{Endpoint, Settings, Spec, spec};
+use typha_client::ClientTls;
 
 use crate::bgp::{LocalSettings, RouterId};
 
@@ -15,6 +16,16 @@ const DEFAULT_TYPHA: &str = "127.0.0.1:5473";
 pub static SPECS: &[Spec] = &[
     spec("Node", "", "This node's name in the datastore; also NODENAME, else the host's name"),
     spec("TyphaAddr", "", "Typhas, host:port with commas between; also FELIX_TYPHAADDR, else 127.0.0.1:5473"),
+    spec("TyphaCAFile", "", "CA certificate of the typhas, for TLS (PEM)"),
+    spec("TyphaCertFile", "", "Certificate of this agent (PEM); read again for every connection"),
+    spec("TyphaKeyFile", "", "Key of the certificate (PEM)"),
+    spec(
+        "TyphaCN",
+        "",
+        "Common name that typhas' certificates have to have; with TLS this or TyphaURISAN is needed",
+    ),
+    spec("TyphaURISAN", "", "URI SAN that typhas' certificates have to have; either suffices"),
+    spec("TyphaZone", "", "Zone of this node: typhas in it are preferred"),
     spec("BirdConfig", "/etc/calico/confd/config/bird.cfg", "The file that BIRD reads"),
     spec("BirdSocket", "/var/run/calico/bird.ctl", "BIRD's control socket"),
     spec("BirdBinary", "bird", "The BIRD 2 that checks a configuration before it is put in place"),
@@ -48,6 +59,8 @@ const ALIASES: [(&str, &str); 5] = [
 pub struct Config {
     pub local: LocalSettings,
     pub typhas: Vec<String>,
+    pub typha_tls: Option<ClientTls>,
+    pub typha_zone: String,
     pub bird_config: PathBuf,
     pub bird_socket: PathBuf,
     pub bird_binary: PathBuf,
@@ -84,6 +97,16 @@ pub fn load(
     }
 }
 
+/// TLS to typha.
+fn typha_tls(settings: &Settings) -> anyhow::Result<Option<ClientTls>> {
+    let names = ["TyphaCAFile", "TyphaCertFile", "TyphaKeyFile", "TyphaCN", "TyphaURISAN"];
+    let mut values: [String; 5] = Default::default();
+    for (name, value) in names.iter().zip(&mut values) {
+        *value = settings.get(name)?;
+    }
+    ClientTls::from_settings(names, values).map_err(|error| settings.refuse("TyphaCAFile", error).into())
+}
+
 impl Config {
     pub fn from_settings(settings: &Settings) -> anyhow::Result<Config> {
         let endpoint = |on: &str, host: &str, port: &str| -> anyhow::Result<Option<Endpoint>> {
@@ -96,6 +119,8 @@ impl Config {
         Ok(Config {
             local: local_settings(settings)?,
             typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
+            typha_tls: typha_tls(settings)?,
+            typha_zone: settings.get("TyphaZone")?,
             bird_config: settings.get("BirdConfig")?,
             bird_socket: settings.get("BirdSocket")?,
             bird_binary: find_program(settings.get("BirdBinary")?),

@@ -38,7 +38,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let file = ConfigFile::new(config.bird_config, config.bird_binary);
     let programmer = Programmer::new(file, config.bird_socket);
     let software = concat!("bulrush-confd ", env!("CARGO_PKG_VERSION"));
-    let client = ClientConfig::new(config.typhas, config.local.node.clone(), "confd", software);
+    let mut client = ClientConfig::new(config.typhas, config.local.node.clone(), "confd", software);
+    (client.tls, client.zone) = (config.typha_tls, config.typha_zone);
     let agent = Agent::new(config.local, programmer, acks_out, ConfdMetrics::new(), reporter)
         .reporting(client.reports.clone());
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::Output;
-use crate::{convert, fleet, patch, settings};
+use crate::{certs, convert, fleet, patch, settings};
 
 /// Reads and writes the resources of a cluster, in its datastore.
 #[derive(Parser)]
@@ -225,6 +225,14 @@ pub enum Command {
         #[arg(short, long, default_value = "ps")]
         output: Output,
     },
+    /// Make a CA and certificates for a lab.
+    ///
+    /// For typha, for an operator, and for felix and confd on every node, bound to node and agent. Prints the settings
+    /// that use them. A cluster of record has a CA of its own.
+    #[command(
+        after_help = "Examples:\n  bulrushctl certs --out lab --nodes 3\n  bulrushctl certs --out lab --nodes 3 --node-prefix worker- --valid 30d"
+    )]
+    Certs(certs::Wanted),
     /// Print the versions of this program and of the cluster.
     #[command(after_help = "Examples:\n  bulrushctl version\n  bulrushctl version --client")]
     Version {

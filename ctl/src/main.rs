@@ -3,6 +3,7 @@
 //! Files, settings, columns and messages are those that `calicoctl` users know. Exit status: 0 all done, 1 not (or
 //! not all) done, 2 wrong usage, 3 a typha could not be asked.
 
+mod certs;
 mod check;
 mod cli;
 mod columns;
@@ -93,6 +94,7 @@ async fn run(cli: Cli) -> Result<Report> {
         Command::Convert { from, output, ignore_validation } => {
             return convert::run(&from.filename, &from.namespace, output, ignore_validation);
         }
+        Command::Certs(wanted) => return certs::run(&wanted).map(Report::from),
         Command::Version { client: true } => return Ok(info::client_version().into()),
         command => command,
     };
@@ -115,7 +117,7 @@ async fn run(cli: Cli) -> Result<Report> {
     let command = match command {
         Command::Status { access, dead_after, output } => {
             let expected = fleet::status::expected(store.as_ref()).await?;
-            let answers = access.ask(&access.find(&config).await?).await;
+            let answers = access.ask(&access.find(&config).await?).await?;
             return fleet::status::report(&answers, &expected, dead_after * 1000, &output);
         }
         Command::Wait { target, namespace, revision, timeout, agents, dead_after, access, output } => {
@@ -197,6 +199,7 @@ async fn on(store: &dyn Datastore, kubernetes: bool, command: Command) -> Result
         | Command::Version { .. }
         | Command::Datastore(_)
         | Command::Explain { .. }
+        | Command::Certs(_)
         | Command::Status { .. }
         | Command::Wait { .. } => {
             unreachable!("answered before, without looking at single objects")

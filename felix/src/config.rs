@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use daemon::{Endpoint, Settings, Spec, spec};
+use typha_client::ClientTls;
 
 use crate::iptables::Backend;
 
@@ -22,6 +23,16 @@ pub static SPECS: &[Spec] = &[
         "This node's name in the datastore; also --node or NODENAME, else the host's name",
     ),
     spec("TyphaAddr", "", "Typhas, host:port with commas between; 127.0.0.1:5473 if not given"),
+    spec("TyphaCAFile", "", "CA certificate of the typhas, for TLS (PEM)"),
+    spec("TyphaCertFile", "", "Certificate of this agent (PEM); read again for every connection"),
+    spec("TyphaKeyFile", "", "Key of the certificate (PEM)"),
+    spec(
+        "TyphaCN",
+        "",
+        "Common name that typhas' certificates have to have; with TLS this or TyphaURISAN is needed",
+    ),
+    spec("TyphaURISAN", "", "URI SAN that typhas' certificates have to have; either suffices"),
+    spec("TyphaZone", "", "Zone of this node: typhas in it are preferred"),
     spec("IptablesBackend", "auto", "auto, nft or legacy"),
     spec("Ipv6Support", "true", "Program IPv6 too, where the kernel has it"),
     spec(
@@ -109,6 +120,8 @@ pub fn fixed_at_start(datastore: &BTreeMap<String, String>) -> Vec<String> {
 pub struct Config {
     pub node: String,
     pub typhas: Vec<String>,
+    pub typha_tls: Option<ClientTls>,
+    pub typha_zone: String,
     /// None: look which one others use.
     pub backend: Option<Backend>,
     pub ipv6: bool,
@@ -152,6 +165,16 @@ pub fn unknown(settings: &Settings) -> Vec<String> {
     settings.unknown().into_iter().filter(|name| !parameter(name)).collect()
 }
 
+/// TLS to typha.
+fn typha_tls(settings: &Settings) -> anyhow::Result<Option<ClientTls>> {
+    let names = ["TyphaCAFile", "TyphaCertFile", "TyphaKeyFile", "TyphaCN", "TyphaURISAN"];
+    let mut values: [String; 5] = Default::default();
+    for (name, value) in names.iter().zip(&mut values) {
+        *value = settings.get(name)?;
+    }
+    ClientTls::from_settings(names, values).map_err(|error| settings.refuse("TyphaCAFile", error).into())
+}
+
 impl Config {
     pub fn from_settings(settings: &Settings) -> anyhow::Result<Config> {
         let endpoint = |on: &str, host: &str, port: &str| -> anyhow::Result<Option<Endpoint>> {
@@ -177,6 +200,8 @@ impl Config {
         Ok(Config {
             node: node_name(settings)?,
             typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
+            typha_tls: typha_tls(settings)?,
+            typha_zone: settings.get("TyphaZone")?,
             backend,
             ipv6: settings.get("Ipv6Support")?,
             status_prefix: settings.get("EndpointStatusPathPrefix")?,

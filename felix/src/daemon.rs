@@ -82,7 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (acks_out, acks) = watch::channel(None);
     let software = concat!("bulrush-felix ", env!("CARGO_PKG_VERSION"));
     let mut client = ClientConfig::new(config.typhas, config.node.clone(), "felix", software);
-    client.reports = reports;
+    (client.reports, client.tls, client.zone) = (reports, config.typha_tls, config.typha_zone);
 
     let mut tasks = Tasks::new(cancel.clone());
     let token = cancel.clone();

@@ -4,6 +4,7 @@
 //! error that names it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::logging::Format;
@@ -11,8 +12,9 @@ use daemon::settings::SettingsError;
 use daemon::{Endpoint, Settings, Spec, logging, spec};
 use syncer_common::backend::config::{EtcdConfig, KubernetesConfig, Secret, StoreConfig};
 use syncer_common::kubernetes::ApiGroup;
+use transport::{ClientTls, Expected, Files, ServerTls};
 
-use crate::syncserver::{self, Options};
+use crate::syncserver::{self, Discovery, Options};
 
 pub const PREFIX: &str = "TYPHA";
 /// Read when it is there and no other file is named.
@@ -66,9 +68,35 @@ pub const SPECS: &[Spec] = &[
     spec(
         "Replicas",
         "",
-        "host:port of the other replicas, with commas: agents are sent there when this one stops",
+        "host:port of the replicas, with commas; a name stands for all its addresses. On Kubernetes, if not given, the \
+         endpoints of K8sServiceName",
     ),
-    spec("ServerHandshakeTimeoutSecs", "10", "How long a new stream may take to say hello"),
+    spec("K8sNamespace", "kube-system", "Namespace of typha's service"),
+    spec("K8sServiceName", "calico-typha", "typha's service; none = replicas are not looked for"),
+    spec("K8sPortName", "calico-typha", "The service's port for agents"),
+    spec(
+        "K8sServicePollIntervalSecs",
+        "5",
+        "How often replicas are looked for and asked how many clients they have",
+    ),
+    spec("ConnectionRebalancing", "true", "Move agents to replicas with fewer, until all have as many"),
+    spec("CAFile", "", "CA certificate of agents, for TLS on the port that serves them (PEM)"),
+    spec("ServerCertFile", "", "Certificate of this server (PEM); read again when it changes"),
+    spec("ServerKeyFile", "", "Key of the certificate (PEM)"),
+    spec(
+        "ClientCN",
+        "",
+        "Common name that agents' certificates have to have; with TLS this or ClientURISAN is needed",
+    ),
+    spec("ClientURISAN", "", "URI SAN that agents' certificates have to have; either suffices"),
+    spec(
+        "ClientNodeBinding",
+        "off",
+        "require: an agent may only be the node and agent that its certificate names (URI SAN \
+         spiffe://DOMAIN/node/NODE/agent/AGENT)",
+    ),
+    spec("MaxConnectionsPerAddress", "10000", "Connections from one address; none = no limit"),
+    spec("ServerHandshakeTimeoutSecs", "10", "How long TLS, and a new stream's hello, may take"),
     spec("ServerMinBatchingAgeThresholdSecs", "0.01", "Changes this close together are sent together"),
     spec(
         "ShutdownTimeoutSecs",
@@ -94,7 +122,7 @@ pub const SPECS: &[Spec] = &[
     spec("LogFormat", "text", "text, or json for one object a line"),
 ];
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     pub store: StoreConfig,
     pub use_pod_cidr: bool,
@@ -131,7 +159,14 @@ impl Config {
                 replica,
                 software: syncserver::software(),
                 peers: settings.get("Replicas")?,
+                discovery: discovery(settings)?,
+                peer_interval: positive(settings, "K8sServicePollIntervalSecs")?,
+                peer_tls: peer_tls(settings)?,
+                rebalance: settings.get("ConnectionRebalancing")?,
                 handshake_timeout: positive(settings, "ServerHandshakeTimeoutSecs")?,
+                per_address: settings.get("MaxConnectionsPerAddress")?,
+                bind_clients: binding(settings)?,
+                tls: tls(settings)?.map(Arc::new),
                 coalesce: settings.get("ServerMinBatchingAgeThresholdSecs")?,
                 drain: settings.get("ShutdownTimeoutSecs")?,
                 ..Options::default()
@@ -145,6 +180,71 @@ impl Config {
             log_level: settings.get("LogSeverityScreen")?,
             log_format: logging::format(&format).map_err(|error| settings.refuse("LogFormat", error))?,
         })
+    }
+}
+
+/// As with Calico: all of it or nothing.
+fn tls(settings: &Settings) -> Result<Option<ServerTls>, SettingsError> {
+    let given = |name: &str| settings.get::<String>(name);
+    let clients = Expected { common_name: given("ClientCN")?, uri_san: given("ClientURISAN")? };
+    let files = ["CAFile", "ServerCertFile", "ServerKeyFile"];
+    let names = clients != Expected::default();
+    let missing: Vec<&str> = files.into_iter().filter(|name| settings.raw(name).is_none()).collect();
+    match (missing.as_slice(), names) {
+        ([], true) => {}
+        ([], false) => return Err(settings.refuse("ClientCN", "is needed with TLS, or ClientURISAN")),
+        ([_, _, _], false) => return Ok(None),
+        ([missing, ..], _) => {
+            return Err(settings.refuse(
+                missing,
+                "is needed, too, for TLS: CAFile, ServerCertFile, ServerKeyFile and \
+                 ClientCN or ClientURISAN go together",
+            ));
+        }
+    }
+    let [ca, cert, key] = files.map(|name| settings.get::<PathBuf>(name));
+    let files = Files { ca: ca?, cert: cert?, key: key? };
+    ServerTls::new(files, clients).map(Some).map_err(|error| settings.refuse("ServerCertFile", error))
+}
+
+fn discovery(settings: &Settings) -> Result<Discovery, SettingsError> {
+    let names: Vec<String> = settings.get("Replicas")?;
+    if !names.is_empty() {
+        return Ok(Discovery::Names(names));
+    }
+    let service: String = settings.get("K8sServiceName")?;
+    match store(settings)? {
+        StoreConfig::Kubernetes(config) if !service.is_empty() => Ok(Discovery::Kubernetes {
+            config: Box::new(config),
+            namespace: settings.get("K8sNamespace")?,
+            service,
+            port: settings.get("K8sPortName")?,
+        }),
+        _ => Ok(Discovery::None),
+    }
+}
+
+/// Replicas have certificates of the same name; that is all that they look at in one another.
+fn peer_tls(settings: &Settings) -> Result<Option<ClientTls>, SettingsError> {
+    if settings.raw("CAFile").is_none() {
+        return Ok(None);
+    }
+    let [ca, cert, key] =
+        ["CAFile", "ServerCertFile", "ServerKeyFile"].map(|name| settings.get::<PathBuf>(name));
+    Ok(Some(ClientTls { files: Files { ca: ca?, cert: cert?, key: key? }, server: Expected::default() }))
+}
+
+fn binding(settings: &Settings) -> Result<bool, SettingsError> {
+    match settings.get::<String>("ClientNodeBinding")?.to_ascii_lowercase().as_str() {
+        "require" if settings.raw("CAFile").is_none() => {
+            Err(settings
+                .refuse("ClientNodeBinding", "needs TLS: set CAFile, ServerCertFile and ServerKeyFile"))
+        }
+        "require" => Ok(true),
+        "off" | "" => Ok(false),
+        other => {
+            Err(settings.refuse("ClientNodeBinding", format!("{other:?} is not known: use off or require")))
+        }
     }
 }
 
@@ -275,8 +375,15 @@ mod tests {
             (&[("TYPHA_ETCDCERTFILE", "c")][..], "TYPHA_ETCDCERTFILE: goes together with EtcdKeyFile"),
             (&[("TYPHA_SERVERHANDSHAKETIMEOUTSECS", "0")][..], "more than 0 seconds"),
             (&[("TYPHA_LOGFORMAT", "xml")][..], "TYPHA_LOGFORMAT"),
+            (&[("TYPHA_CAFILE", "ca"), ("TYPHA_CLIENTCN", "c")][..], "ServerCertFile (not set): is needed"),
+            (
+                &[("TYPHA_CAFILE", "ca"), ("TYPHA_SERVERCERTFILE", "c"), ("TYPHA_SERVERKEYFILE", "k")][..],
+                "ClientCN (not set): is needed with TLS, or ClientURISAN",
+            ),
+            (&[("TYPHA_CLIENTCN", "c")][..], "CAFile (not set): is needed"),
+            (&[("TYPHA_CLIENTNODEBINDING", "require")][..], "needs TLS"),
         ] {
-            let error = read(variables).unwrap_err();
+            let Err(error) = read(variables) else { panic!("accepted: {variables:?}") };
             assert!(error.contains(says), "{error}");
         }
     }
@@ -284,6 +391,6 @@ mod tests {
     #[test]
     fn password_is_never_printed() {
         let config = read(&[("TYPHA_ETCDUSERNAME", "u"), ("TYPHA_ETCDPASSWORD", "hunter2")]).unwrap();
-        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(!format!("{:?}", config.store).contains("hunter2"));
     }
 }

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::daemon::{
-    Backoff, CancellationToken, Health, Http, Metrics as Recorder, Reporter, Signals, Tasks, logging,
+    Backoff, CancellationToken, Health, Http, Metrics as Recorder, Reload, Reporter, Settings, Signals,
+    Tasks, logging,
 };
 use anyhow::Context as _;
 use syncer_common::backend::{self, Datastore, Error as StoreError, config::StoreConfig};
@@ -35,7 +36,7 @@ const BEAT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// Runs typha until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, reload: Reload) -> anyhow::Result<()> {
     logging::init(&config.log_level, config.log_format)?;
     let recorder = Recorder::install()?;
     let metrics = Metrics::new();
@@ -45,7 +46,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let reporter = health.register("datastore", Some(SILENCE));
     reporter.not_ready("not in sync with the datastore yet");
-    let http = Http::bind(config.metrics.clone(), config.health.clone(), recorder, health).await?;
+    let mut http = Http::bind(config.metrics.clone(), config.health.clone(), recorder, health).await?;
     tracing::info!(
         replica = config.options.replica,
         datastore = config.store.name(),
@@ -63,7 +64,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let server =
         Server::bind(&config.server, cache.clone(), intake.clone(), metrics.clone(), config.options).await?;
 
+    http.merge(server.page());
+
     let mut tasks = Tasks::new(cancel.clone());
+    let apply = |settings: &Settings| logging::set(&settings.get::<String>("LogSeverityScreen")?);
+    tasks.spawn("settings", reload.run(apply, cancel.clone()));
     // The datastore and the side port are wanted until the last agent has left.
     let stopped = CancellationToken::new();
     tasks.spawn("signals", {

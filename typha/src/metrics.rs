@@ -12,6 +12,7 @@ const CONNECTIONS_ACCEPTED: &str = "typha_connections_accepted";
 const CONNECTIONS_DROPPED: &str = "typha_connections_dropped";
 const CONNECTIONS_ACTIVE: &str = "typha_connections_active";
 const CONNECTIONS_STREAMING: &str = "typha_connections_streaming";
+const CONNECTIONS_REFUSED: &str = "typha_connections_refused_total";
 const HELLOS_REFUSED: &str = "typha_hellos_refused_total";
 const SNAPSHOTS_GENERATED: &str = "typha_snapshots_generated";
 const RESUMES: &str = "typha_resumes_total";
@@ -40,6 +41,7 @@ pub struct Metrics {
     pub connections_dropped: Counter,
     pub connections_active: Gauge,
     pub connections_streaming: Gauge,
+    pub connections_refused: Counter,
     pub hellos_refused: Counter,
     pub snapshots: Counter,
     pub resumed_snapshot: Counter,
@@ -72,6 +74,7 @@ impl Metrics {
             connections_dropped: counter!(CONNECTIONS_DROPPED),
             connections_active: gauge!(CONNECTIONS_ACTIVE),
             connections_streaming: gauge!(CONNECTIONS_STREAMING),
+            connections_refused: counter!(CONNECTIONS_REFUSED),
             hellos_refused: counter!(HELLOS_REFUSED),
             snapshots: counter!(SNAPSHOTS_GENERATED),
             resumed_snapshot: counter!(RESUMES, "verdict" => "snapshot"),
@@ -113,6 +116,7 @@ impl Metrics {
         for counter in [
             &self.connections_accepted,
             &self.connections_dropped,
+            &self.connections_refused,
             &self.hellos_refused,
             &self.snapshots,
             &self.resumed_snapshot,
@@ -165,6 +169,10 @@ fn describe() {
     describe_counter!(CONNECTIONS_DROPPED, "Streams that were asked to go elsewhere.");
     describe_gauge!(CONNECTIONS_ACTIVE, "Streams open, hello seen or not.");
     describe_gauge!(CONNECTIONS_STREAMING, "Streams past their first cut.");
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "Connections closed: limits, failed TLS, another name than configured."
+    );
     describe_counter!(
         HELLOS_REFUSED,
         "Streams refused: no hello in time, another first message, another version."

@@ -136,3 +136,49 @@ fn help_explains_every_setting_and_bad_values_are_named() {
     let text = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success() && text.contains("TYPHA_SERVERPORT"), "{text}");
 }
+
+#[test]
+fn settings_are_checked_without_starting_anything() {
+    let run = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_typha"));
+        command.env_clear().arg("--check-config").envs(variables.iter().copied()).output().unwrap()
+    };
+    let good = run(&[("TYPHA_ETCDUSERNAME", "u"), ("TYPHA_ETCDPASSWORD", "hunter2")]);
+    let text = String::from_utf8(good.stdout).unwrap();
+    assert!(good.status.success() && text.contains("EtcdUsername = u    (TYPHA_ETCDUSERNAME)"), "{text}");
+    assert!(!text.contains("hunter2"));
+    let bad = run(&[("TYPHA_CAFILE", "/nonexistent")]);
+    let text = String::from_utf8(bad.stderr).unwrap();
+    assert!(!bad.status.success() && text.contains("ServerCertFile"), "{text}");
+}
+
+#[tokio::test]
+async fn page_shows_clients_and_the_log_level_changes_while_it_runs() {
+    let store = tempfile::tempdir().unwrap();
+    write_pool(store.path(), "10.65.0.0/16");
+    let path = store.path().display().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("typha.cfg");
+    std::fs::write(&file, "LogSeverityScreen = warn\n").unwrap();
+    let settings = [("TYPHA_DATASTORETYPE", "directory"), ("TYPHA_DIRECTORY", path.as_str())];
+    let typha = Typha::start_with(&["-c", file.to_str().unwrap()], &settings);
+    typha.ready().await;
+    let agent = Agent::start(&[typha.server.to_string()], "felix");
+    eventually("the pool", || holds_pool(&agent)).await;
+    let page = typha.get("/").unwrap();
+    assert!(page.starts_with("HTTP/1.0 200") && page.contains("<title>typha</title>"), "{page}");
+    let status = typha.get("/status.json").unwrap();
+    let status: serde_json::Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!((&status["clients"][0]["agent"], &status["inSync"]), (&"felix".into(), &true.into()));
+    assert_eq!(status["entries"]["IPPool"], 1, "{status}");
+
+    assert!(!typha.logged("settings read again") && !typha.logged("agent connected"));
+    std::fs::write(&file, "LogSeverityScreen = info\nReplicaName = other\n").unwrap();
+    eventually("the change of the file to be seen", || typha.logged("settings read again")).await;
+    eventually("what needs a restart to be named", || typha.logged("ReplicaName")).await;
+    let _second = Agent::start_on("n2", &[typha.server.to_string()], "felix");
+    eventually("the new level", || typha.logged("agent connected")).await;
+    std::fs::write(&file, "LogSeverityScreen = typha=loud\n").unwrap();
+    Command::new("kill").args(["-HUP", &typha.process.0.id().to_string()]).status().unwrap();
+    eventually("the refusal", || typha.logged("settings cannot be used")).await;
+}

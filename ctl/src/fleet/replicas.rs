@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use proto::admin::admin_client::AdminClient;
 use proto::admin::{StatusReply, StatusRequest};
@@ -12,6 +12,7 @@ use syncer_common::backend::config::StoreConfig;
 use syncer_common::backend::kubernetes::discovery;
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
+use transport::ClientTls;
 
 const DEFAULT: &str = "127.0.0.1:5473";
 const ANSWER: Duration = Duration::from_secs(5);
@@ -28,6 +29,21 @@ pub struct Access {
     /// The typhas' service, as namespace/name, on Kubernetes.
     #[arg(long, env = "BULRUSH_TYPHA_SERVICE", default_value = "kube-system/calico-typha")]
     pub typha_service: String,
+    /// TLS: CA certificate of the typhas (PEM).
+    #[arg(long, env = "BULRUSH_TYPHA_CA_FILE", default_value = "")]
+    pub typha_ca: String,
+    /// TLS: certificate of the operator (PEM).
+    #[arg(long, env = "BULRUSH_TYPHA_CERT_FILE", default_value = "")]
+    pub typha_cert: String,
+    /// TLS: key of the certificate (PEM).
+    #[arg(long, env = "BULRUSH_TYPHA_KEY_FILE", default_value = "")]
+    pub typha_key: String,
+    /// TLS: common name that the typhas' certificates have to have.
+    #[arg(long, env = "BULRUSH_TYPHA_CN", default_value = "")]
+    pub typha_cn: String,
+    /// TLS: URI SAN that the typhas' certificates have to have; either suffices.
+    #[arg(long, env = "BULRUSH_TYPHA_URI_SAN", default_value = "")]
+    pub typha_uri_san: String,
 }
 
 /// What a replica said, or why it said nothing.
@@ -67,26 +83,33 @@ impl Access {
         Ok(found.into_iter().collect())
     }
 
+    fn tls(&self) -> Result<Option<ClientTls>> {
+        let names = ["--typha-ca", "--typha-cert", "--typha-key", "--typha-cn", "--typha-uri-san"];
+        let values = [&self.typha_ca, &self.typha_cert, &self.typha_key, &self.typha_cn, &self.typha_uri_san];
+        ClientTls::from_settings(names, values.map(Clone::clone)).map_err(|error| anyhow!(error))
+    }
+
     /// Asks all of them at the same time.
-    pub async fn ask(&self, addresses: &[String]) -> Vec<Answer> {
+    pub async fn ask(&self, addresses: &[String]) -> Result<Vec<Answer>> {
+        let tls = self.tls()?;
         let mut tasks = JoinSet::new();
         for address in addresses {
-            let address = address.clone();
+            let (address, tls) = (address.clone(), tls.clone());
             tasks.spawn(async move {
-                let reply = tokio::time::timeout(ANSWER, status(&address)).await;
+                let reply = tokio::time::timeout(ANSWER, status(&address, tls.as_ref())).await;
                 let reply = reply.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())));
                 Answer { address, reply }
             });
         }
         let mut answers = tasks.join_all().await;
         answers.sort_by(|a, b| a.address.cmp(&b.address));
-        answers
+        Ok(answers)
     }
 }
 
-async fn status(address: &str) -> std::result::Result<StatusReply, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
-    let channel = endpoint.connect_timeout(ANSWER).connect().await.map_err(|error| causes(&error))?;
+async fn status(address: &str, tls: Option<&ClientTls>) -> std::result::Result<StatusReply, String> {
+    let settings = |endpoint: Endpoint| endpoint.connect_timeout(ANSWER);
+    let channel = transport::channel(address, tls, settings).await.map_err(|error| causes(&*error))?;
     let mut client = AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
     let reply = client.status(StatusRequest { clients: true }).await;
     reply.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())

@@ -62,7 +62,7 @@ pub async fn run(
     let deadline = Instant::now() + wanted.timeout;
     loop {
         let addresses = access.find(config).await?;
-        let answers = access.ask(&addresses).await;
+        let answers = access.ask(&addresses).await?;
         let verdict = Verdict::of(&answers, &goal, &agents, &expected, wanted.dead_after);
         if verdict.everywhere() || Instant::now() >= deadline {
             return verdict.report(&goal, &answers, &wanted);

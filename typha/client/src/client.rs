@@ -3,6 +3,8 @@
 //! Waits are jittered and grow while no server gets as far as a cut. A server that was good and went away
 //! costs one short wait; one that asks its clients to leave costs none beyond what it asks for.
 
+use std::time::Duration;
+
 use daemon::{Backoff, CancellationToken};
 use tokio::sync::{mpsc, watch};
 
@@ -33,7 +35,7 @@ async fn follow(
     events: mpsc::Sender<ClientEvent>,
     acks: watch::Receiver<Option<CutId>>,
 ) {
-    let mut servers = Servers::new(&config.servers, &config.node);
+    let mut servers = Servers::new(&config.servers, &config.node, &config.zone);
     let (first, longest) = config.backoff;
     let mut backoff = Backoff::new(first, longest);
     let mut agent = Agent {
@@ -48,14 +50,17 @@ async fn follow(
     };
     let mut reported = String::new();
     loop {
+        servers.look_up().await;
         let Some(server) = servers.pick() else {
             tracing::error!("no typha is configured: set the address of at least one");
             return;
         };
         let mut course = Course::default();
-        let end = agent.follow(&server, servers.several(), &mut course).await;
+        let end = agent.follow(&server, servers.others(), &mut course).await;
+        servers.learn(&course.peers);
         if course.cut {
             backoff.reset();
+            servers.good();
         }
         if course.connected {
             agent.metrics.disconnections.increment(1);
@@ -72,6 +77,11 @@ async fn follow(
                 servers.hint(hinted);
                 wait = wait.min(first).max(*not_before);
                 tracing::info!(reason = %end, "leaving the server");
+            }
+            End::Stale { better, .. } => {
+                servers.hint(std::slice::from_ref(better));
+                wait = Duration::ZERO;
+                tracing::warn!(reason = %end, "leaving the server");
             }
             _ => {
                 // An outage repeats the same words for every attempt; say them once.

@@ -3,16 +3,21 @@
 use std::time::Duration;
 
 use syncer_common::model::{Kind, Update};
+use transport::ClientTls;
 
 use crate::Reports;
 
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// `host:port` of every typha. Each agent goes through them in an order of its own (by node name), so that
+    /// `host:port` of typhas; a name stands for all its addresses. Each agent goes through them in an order of its own (by node name), so that
     /// a fleet spreads out. IPv6 addresses in brackets.
     pub servers: Vec<String>,
     /// The node's name in the datastore.
     pub node: String,
+    /// Typhas in the same zone are preferred; empty = none is.
+    pub zone: String,
+    /// Nothing: plain TCP.
+    pub tls: Option<ClientTls>,
     /// `felix`, `confd` or another consumer's name.
     pub agent: &'static str,
     /// Name and version, for people: `bulrush-felix 0.1.0`.
@@ -39,6 +44,8 @@ impl ClientConfig {
         ClientConfig {
             servers,
             node: node.into(),
+            zone: String::new(),
+            tls: None,
             agent,
             software: software.into(),
             kinds: Vec::new(),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! run ── discovery: which server next        (servers.rs)
+//!     ── whether to leave a stale one       (stale.rs)
 //!     ── one stream: hello, messages, acks   (stream.rs)
 //!     ── what the agent reports            (reports.rs)
 //!     ── sums of what is held, to compare     (digest.rs, pure)
@@ -20,6 +21,7 @@ mod held;
 mod metrics;
 mod reports;
 mod servers;
+mod stale;
 mod stream;
 mod wire;
 
@@ -27,3 +29,4 @@ pub use client::run;
 pub use config::{ClientConfig, ClientEvent, CutId};
 pub use proto::sync::BgpSession;
 pub use reports::Reports;
+pub use transport::ClientTls;

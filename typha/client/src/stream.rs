@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use proto::sync::{self, ClientHello, ClientMessage, ResumeVerdict, SyncState, client_message};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -16,6 +17,7 @@ use tonic::{Request, Streaming};
 use crate::held::{Held, News};
 use crate::metrics::Metrics;
 use crate::reports::Outgoing;
+use crate::stale::{self, Stale};
 use crate::wire::ServerMessage;
 use crate::{ClientConfig, ClientEvent, CutId};
 
@@ -54,6 +56,8 @@ pub(crate) enum End {
     NotInSync { server: String },
     #[error("{server} asks its clients to leave: {reason}")]
     GoAway { server: String, reason: String, servers: Vec<String>, not_before: Duration },
+    #[error("{server} has data that is {} s old, and {better} has data of {} s", .age.as_secs(), .theirs.as_secs())]
+    Stale { server: String, better: String, age: Duration, theirs: Duration },
     /// The agent has dropped its end.
     #[error("the agent has stopped listening")]
     AgentGone,
@@ -76,6 +80,8 @@ pub(crate) struct Course {
     pub connected: bool,
     /// It reached a cut: the server is a good one.
     pub cut: bool,
+    /// What the server says of its fellows.
+    pub peers: Vec<sync::Peer>,
 }
 
 struct Stream<'a> {
@@ -84,20 +90,29 @@ struct Stream<'a> {
     outbound: mpsc::Sender<ClientMessage>,
     epoch: String,
     not_in_sync_since: Option<Instant>,
-    elsewhere: bool,
+    /// The other servers.
+    elsewhere: Vec<String>,
     ack_again: Instant,
     reports: Outgoing,
+    stale: Stale,
+    /// The question whether another server is fresher, while it is under way.
+    question: JoinSet<Option<(String, Duration)>>,
 }
 
 impl Agent {
-    /// Follows one server. `elsewhere`: there are others to go to.
-    pub async fn follow(&mut self, server: &str, elsewhere: bool, course: &mut Course) -> End {
+    /// Follows one server. `elsewhere`: the others.
+    pub async fn follow(&mut self, server: &str, elsewhere: Vec<String>, course: &mut Course) -> End {
         match self.attempt(server, elsewhere, course).await {
             Ok(end) | Err(end) => end,
         }
     }
 
-    async fn attempt(&mut self, server: &str, elsewhere: bool, course: &mut Course) -> Result<End, End> {
+    async fn attempt(
+        &mut self,
+        server: &str,
+        elsewhere: Vec<String>,
+        course: &mut Course,
+    ) -> Result<End, End> {
         let channel = self.connect(server).await?;
         self.counter += 1;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
@@ -116,6 +131,8 @@ impl Agent {
             elsewhere,
             ack_again: Instant::now() + ACK_AGAIN,
             reports,
+            stale: Stale::new(Instant::now()),
+            question: JoinSet::new(),
         };
         stream.greet(&mut inbound, course).await?;
         loop {
@@ -127,16 +144,22 @@ impl Agent {
 
     async fn connect(&self, server: &str) -> Result<Channel, End> {
         let unreachable = |reason: String| End::Unreachable { server: server.to_owned(), reason };
-        let endpoint = Endpoint::from_shared(format!("http://{server}"))
-            .map_err(|error| unreachable(format!("not a host:port: {}", chain(&error))))?
-            .connect_timeout(self.config.connect_timeout)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10));
-        endpoint.connect().await.map_err(|error| unreachable(chain(&error)))
+        let settings = |endpoint: Endpoint| {
+            endpoint
+                .connect_timeout(self.config.connect_timeout)
+                .tcp_nodelay(true)
+                .initial_stream_window_size(WINDOW_BYTES)
+                .initial_connection_window_size(WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES)
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(10))
+        };
+        // The connector of TLS has no deadline of its own.
+        let connecting = transport::channel(server, self.config.tls.as_ref(), settings);
+        match timeout(self.config.connect_timeout, connecting).await {
+            Ok(connected) => connected.map_err(|error| unreachable(chain(&*error))),
+            Err(_) => Err(unreachable("no connection in time".into())),
+        }
     }
 
     async fn open(
@@ -236,6 +259,13 @@ impl Stream<'_> {
                             permit.send(ClientMessage { message: Some(report) });
                         }
                     }
+                    Some(answer) = self.question.join_next(), if !self.question.is_empty() => {
+                        // Meanwhile this server may have recovered.
+                        if let (Ok(Some((better, theirs))), true) = (answer, self.stale.is_stale()) {
+                            let (server, age) = (self.server.clone(), self.stale.age());
+                            return Ok(Some(End::Stale { server, better, age, theirs }));
+                        }
+                    }
                     () = tokio::time::sleep_until(silence) => {
                         return Err(End::Silent { server: self.server.clone(), after: limit });
                     }
@@ -297,8 +327,14 @@ impl Stream<'_> {
         if let Some(heartbeat) = message.heartbeat {
             self.agent.held.on_heartbeat(&heartbeat, &self.epoch);
             self.agent.metrics.age.set(heartbeat.age_millis.map_or(-1.0, |age| age as f64 / 1_000.0));
+            let (age, uptime) = (heartbeat.age_millis, heartbeat.uptime_millis);
+            if self.stale.on_heartbeat(age, uptime, Instant::now()) && !self.elsewhere.is_empty() {
+                let (tls, token) = (self.agent.config.tls.clone(), self.agent.held.token());
+                let others = self.elsewhere.clone();
+                self.question.spawn(stale::fresher(others, tls, token, self.stale.age()));
+            }
             let waited = self.not_in_sync_since.is_some_and(|since| since.elapsed() > RESYNC_PATIENCE);
-            if waited && self.elsewhere {
+            if waited && !self.elsewhere.is_empty() {
                 return Ok(Some(End::NotInSync { server: self.server.clone() }));
             }
         }

@@ -11,6 +11,7 @@ use proto::sync::SourcePosition;
 use syncer_common::model::{Key, Kind};
 use tonic::{Request, Response, Status};
 
+use super::accept::Peer;
 use super::registry::Client;
 use super::{Context, millis};
 
@@ -45,6 +46,17 @@ impl AdminService {
             lag_millis: (client.acked() > 0).then(|| millis(self.context.heads.lag(client.acked()))),
             connected,
         }
+    }
+}
+
+/// An agent's certificate is for its stream.
+pub(super) fn may_ask(request: Request<()>, bound: bool) -> Result<Request<()>, Status> {
+    let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
+    match identity {
+        Some(identity) if bound && identity.is_bound() => Err(Status::permission_denied(
+            "this certificate is an agent's: operators need one that names no node",
+        )),
+        _ => Ok(request),
     }
 }
 
@@ -125,6 +137,12 @@ impl Admin for AdminService {
     async fn load(&self, _: Request<LoadRequest>) -> Result<Response<LoadReply>, Status> {
         let draining = self.context.drain.is_cancelled();
         let clients = self.context.registry.len() as u64;
-        Ok(Response::new(LoadReply { clients, draining: if draining { clients } else { 0 } }))
+        let (epoch, in_sync) = {
+            let cache = self.context.cache.read();
+            (cache.epoch().to_owned(), cache.in_sync())
+        };
+        // One that drains says so even when the last client has gone.
+        let draining = if draining { clients.max(1) } else { 0 };
+        Ok(Response::new(LoadReply { clients, draining, epoch, in_sync }))
     }
 }

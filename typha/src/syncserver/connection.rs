@@ -10,7 +10,6 @@
 //! snapshot.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +18,12 @@ use futures::FutureExt;
 use proto::sync::{
     self, ClientHello, ClientMessage, ResumeVerdict, SyncState, client_message, server_message,
 };
+use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use super::accept::Peer;
 use super::compare::Compare;
 use super::registry::Client;
 use super::{Context, hello};
@@ -41,11 +42,14 @@ pub(super) struct Connection {
     inbound: Streaming<ClientMessage>,
     /// The client may still send.
     listening: bool,
-    address: Option<SocketAddr>,
+    peer: Peer,
     queue: VecDeque<Bytes>,
     progress: watch::Receiver<Progress>,
     heartbeat: watch::Receiver<Bytes>,
     registered: Option<Registered>,
+    /// Its place among the streams that leave when this replica drains.
+    share: f64,
+    away: Option<watch::Receiver<Vec<String>>>,
     phase: Phase,
 }
 
@@ -124,12 +128,17 @@ impl Drop for Connection {
     }
 }
 
+/// Until the client is asked to go elsewhere.
+async fn away(orders: &mut Option<watch::Receiver<Vec<String>>>) -> Vec<String> {
+    let Some(orders) = orders else { return std::future::pending().await };
+    match orders.changed().await {
+        Ok(()) => orders.borrow_and_update().clone(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 impl Connection {
-    pub fn new(
-        context: Arc<Context>,
-        inbound: Streaming<ClientMessage>,
-        address: Option<SocketAddr>,
-    ) -> Self {
+    pub fn new(context: Arc<Context>, inbound: Streaming<ClientMessage>, peer: Peer) -> Self {
         context.metrics.connections_active.increment(1.0);
         let progress = context.cache.progress();
         let mut heartbeat = context.heartbeat.subscribe();
@@ -138,11 +147,13 @@ impl Connection {
             context,
             inbound,
             listening: true,
-            address,
+            peer,
             queue: VecDeque::new(),
             progress,
             heartbeat,
             registered: None,
+            share: rand::rng().random_range(0.0..1.0),
+            away: None,
             phase: Phase::Hello,
         }
     }
@@ -173,11 +184,15 @@ impl Connection {
             Ok(first) => first,
             Err(_) => Err(Status::deadline_exceeded(format!("no hello within {} s", limit.as_secs_f64()))),
         };
-        let hello = match first.and_then(|first| hello::read(first, &self.context.options.software)) {
+        let hello = match first.and_then(|first| {
+            let hello = hello::read(first, &self.context.options.software)?;
+            hello::check(&hello, &self.peer, self.context.options.bind_clients)?;
+            Ok(hello)
+        }) {
             Ok(hello) => hello,
             Err(status) => {
                 self.context.metrics.hellos_refused.increment(1);
-                tracing::warn!(address = ?self.address, reason = status.message(), "stream refused");
+                tracing::warn!(address = ?self.peer.address, reason = status.message(), "stream refused");
                 return Err(status);
             }
         };
@@ -215,7 +230,8 @@ impl Connection {
     }
 
     fn register(&mut self, hello: &ClientHello, kinds: KindSet) {
-        let client = Arc::new(Client::new(hello, self.address, kinds));
+        let client = Arc::new(Client::new(hello, self.peer.address, kinds));
+        self.away = Some(client.away());
         let id = self.context.registry.add(client.clone());
         self.context.reports.open(id, &client.node, &client.agent, client.session.clone());
         self.context.metrics.connections_accepted.increment(1);
@@ -325,7 +341,7 @@ impl Connection {
         tokio::select! {
             () = self.context.closed.cancelled() => self.phase = Phase::Closed,
             () = self.context.drain.cancelled() => {
-                self.leave();
+                self.leave("draining", self.context.targets());
                 self.phase = Phase::Closed;
             }
             message = self.inbound.message() => match message? {
@@ -381,7 +397,7 @@ impl Connection {
             _ = self.progress.changed() => {}
             _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
             message = self.inbound.message(), if self.listening => self.on_message(message?)?,
-            () = self.context.drain.cancelled() => self.leave(),
+            () = self.context.leave(self.share) => self.leave("draining", self.context.targets()),
         }
         if self.context.drain.is_cancelled() {
             self.phase = Phase::Closed;
@@ -414,7 +430,10 @@ impl Connection {
         let later = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             () = self.context.closed.cancelled() => self.phase = Phase::Closed,
-            () = self.context.drain.cancelled(), if !going_away => self.leave(),
+            () = self.context.leave(self.share), if !going_away => {
+                self.leave("draining", self.context.targets());
+            }
+            servers = away(&mut self.away), if !going_away => self.leave("rebalancing", servers),
             message = self.inbound.message(), if self.listening => self.on_message(message?)?,
             changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok()),
             changed = self.progress.changed(), if due.is_none() => if changed.is_err() {
@@ -515,13 +534,12 @@ impl Connection {
     }
 
     /// Asks the client to go to another replica, because this one ends.
-    fn leave(&mut self) {
+    fn leave(&mut self, reason: &str, servers: Vec<String>) {
         if let Phase::Streaming(cursor) = &mut self.phase {
             cursor.going_away = true;
         }
         self.context.metrics.connections_dropped.increment(1);
-        let servers = self.context.options.peers.clone();
-        self.go_away(sync::GoAway { reason: "draining".into(), servers, not_before_millis: 0 });
+        self.go_away(sync::GoAway { reason: reason.to_owned(), servers, not_before_millis: 0 });
     }
 
     fn go_away(&mut self, go_away: sync::GoAway) {

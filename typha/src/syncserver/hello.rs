@@ -5,6 +5,7 @@ use syncer_common::model::Kind;
 use tonic::Status;
 
 use super::Context;
+use super::accept::Peer;
 use crate::snapcache::{KindSet, message};
 
 /// Feature: content digests.
@@ -32,6 +33,23 @@ pub(super) fn read(first: Option<ClientMessage>, software: &str) -> Result<Clien
         return Err(Status::invalid_argument("a hello has to name the node and the agent"));
     }
     Ok(hello)
+}
+
+/// Whether the client is who it says, as far as its certificate has to tell.
+pub(super) fn check(hello: &ClientHello, peer: &Peer, bound: bool) -> Result<(), Status> {
+    let identity = peer.identity.as_deref();
+    if !bound || identity.is_some_and(|identity| identity.is_bound_to(&hello.node, &hello.agent)) {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "the certificate is not that of {} on node {}: it needs a URI SAN spiffe://DOMAIN/node/{}/agent/{}, \
+         and has {:?}",
+        hello.agent,
+        hello.node,
+        hello.node,
+        hello.agent,
+        identity.map(|identity| identity.uris.as_slice()).unwrap_or_default()
+    )))
 }
 
 /// The kinds to send: those asked for as far as they are known here, else what the agent's name stands for.
@@ -71,6 +89,7 @@ pub(super) fn answer(
         verdict: verdict as i32,
         // Under DELTA they are those of the token, or the view would not be the same.
         kinds: if verdict == ResumeVerdict::ResumeDelta { Vec::new() } else { kinds.names() },
+        peers: context.peers.for_node(&hello.node),
     }))
 }
 

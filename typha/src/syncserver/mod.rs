@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Server::run ── accepts, until asked to drain                      (this file)
+//!   ├─ accept.rs      limits, TLS, who is there
 //!   ├─ service.rs     one Connection per stream, polled when its socket can take more
 //!   │    compare.rs      digests: what the client lacks, and holds too much
 //!   │    connection.rs   hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
@@ -12,16 +13,19 @@
 //! A stream is a cursor that is polled, not a task that is fed: while its client is slow it is not polled and
 //! holds nothing but its position. Nothing is queued for anybody.
 
+mod accept;
 mod admin;
 pub(crate) mod compare;
 mod connection;
 mod heads;
 mod hello;
+mod page;
+mod peers;
 mod registry;
 mod service;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -30,14 +34,16 @@ use daemon::{CancellationToken, Endpoint};
 use proto::sync::{self, server_message};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
+use transport::{ClientTls, ServerTls};
 
 use crate::metrics::Metrics;
 use crate::pipeline::Intake;
 use crate::reports::Inbox;
 use crate::snapcache::{Shared, message};
+pub use peers::Discovery;
+use peers::Peers;
 use registry::Registry;
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -49,18 +55,33 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 4;
 const FRAME_BYTES: u32 = 64 << 10;
 /// Streams that ignored the go-away have been ended; this long for their connections to close.
+/// How long a drain gives each stream, up to a part of its time in all.
+const LEAVE_EACH: Duration = Duration::from_millis(5);
 const CLOSING: Duration = Duration::from_millis(500);
 
 /// How the server behaves; the defaults are those of the settings.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// This replica's name.
     pub replica: String,
     pub software: String,
     /// Other replicas, to send clients to when draining.
     pub peers: Vec<String>,
-    /// For a client's hello.
+    /// For TLS, and for a client's hello.
     pub handshake_timeout: Duration,
+    /// How the other replicas are found, how often they are looked for and asked, and with which certificate.
+    pub discovery: Discovery,
+    pub peer_interval: Duration,
+    pub peer_tls: Option<ClientTls>,
+    /// Clients are moved so that replicas have as many.
+    pub rebalance: bool,
+    /// Connections from one address; 0 = no limit.
+    pub per_address: usize,
+    /// Nothing: plain TCP.
+    pub tls: Option<Arc<ServerTls>>,
+    /// A client may only be the node and agent that its certificate names, and such a client may not ask what
+    /// operators ask.
+    pub bind_clients: bool,
     /// How long a client that has seen more than this replica is kept waiting.
     pub behind_wait: Duration,
     /// Changes that come within this time of the last message share the next one.
@@ -77,6 +98,13 @@ impl Default for Options {
             software: software(),
             peers: Vec::new(),
             handshake_timeout: Duration::from_secs(10),
+            discovery: Discovery::None,
+            peer_interval: Duration::from_secs(5),
+            peer_tls: None,
+            rebalance: true,
+            per_address: 0,
+            tls: None,
+            bind_clients: false,
             behind_wait: Duration::from_secs(5),
             coalesce: Duration::from_millis(10),
             drain: Duration::from_secs(5),
@@ -99,15 +127,37 @@ struct Context {
     registry: Registry,
     reports: Arc<Inbox>,
     heads: heads::Heads,
+    peers: Peers,
     heartbeat: watch::Sender<Bytes>,
     /// Clients are asked to leave.
     drain: CancellationToken,
     /// Streams end.
     closed: CancellationToken,
     started: Instant,
+    /// When draining began.
+    drained: OnceLock<Instant>,
 }
 
 impl Context {
+    /// Until this stream is to be told to leave because this replica drains. All streams at one moment would
+    /// be a storm for the others, so each has its own moment; `share` is between 0 and 1.
+    async fn leave(&self, share: f64) {
+        self.drain.cancelled().await;
+        let began = *self.drained.get_or_init(Instant::now);
+        let spread = LEAVE_EACH.saturating_mul(u32::try_from(self.registry.len()).unwrap_or(u32::MAX));
+        let spread = spread.min(self.options.drain.mul_f64(0.6));
+        tokio::time::sleep_until((began + spread.mul_f64(share)).into()).await;
+    }
+
+    /// Where clients are sent.
+    fn targets(&self) -> Vec<String> {
+        let epoch = self.cache.read().epoch().to_owned();
+        match self.peers.targets(&epoch) {
+            known if known.is_empty() => self.options.peers.clone(),
+            known => known,
+        }
+    }
+
     fn freshness(&self) -> sync::FreshnessReply {
         let cache = self.cache.read();
         sync::FreshnessReply {
@@ -121,6 +171,8 @@ impl Context {
 
     fn heartbeat(&self) -> Bytes {
         let cache = self.cache.read();
+        // Here and not when something happens: data gets old while nothing does.
+        self.metrics.age.set(cache.age(Instant::now()).map_or(-1.0, |age| age.as_secs_f64()));
         let heartbeat = sync::Heartbeat {
             age_millis: cache.age(Instant::now()).map(millis),
             uptime_millis: millis(self.started.elapsed()),
@@ -160,12 +212,19 @@ impl Server {
             registry: Registry::default(),
             reports: Arc::default(),
             heads: heads::Heads::default(),
+            peers: Peers::default(),
+            drained: OnceLock::new(),
             heartbeat: watch::Sender::new(Bytes::new()),
             drain: CancellationToken::new(),
             closed: CancellationToken::new(),
             started: Instant::now(),
         };
         Ok(Server { context: Arc::new(context), listener, address })
+    }
+
+    /// The status page, for the health port.
+    pub fn page(&self) -> axum::Router {
+        page::routes(self.context.clone())
     }
 
     /// What agents report, for the writer.
@@ -188,8 +247,19 @@ impl Server {
         };
         let health = HealthReporter::new();
         let sync = service::SyncService::new(context.clone());
-        let admin = proto::admin::admin_server::AdminServer::new(admin::AdminService::new(context.clone()));
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let bound = context.options.bind_clients;
+        let admin = proto::admin::admin_server::AdminServer::with_interceptor(
+            admin::AdminService::new(context.clone()),
+            move |request| admin::may_ask(request, bound),
+        );
+        let accept = accept::Accept {
+            listener: self.listener,
+            tls: context.options.tls.clone(),
+            handshake: context.options.handshake_timeout,
+            per_address: context.options.per_address,
+            metrics: context.metrics.clone(),
+        };
+        let (accepting, incoming) = accept.split();
         let stop_accepting = context.drain.clone();
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -205,7 +275,9 @@ impl Server {
         tracing::info!(address = %self.address, replica = context.options.replica, "serving agents");
         tokio::select! {
             served = serving => served.context("serving agents"),
+            () = accepting => Ok(()),
             () = beat(&context) => Ok(()),
+            () = peers::follow(&context) => Ok(()),
             () = context.heads.follow(context.cache.progress()) => Ok(()),
             () = tell_health(&context, &health) => Ok(()),
             () = drain(&context, cancel) => Ok(()),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use proto::sync;
+use tokio::sync::watch;
 
 use crate::snapcache::KindSet;
 
@@ -35,6 +36,8 @@ pub struct Client {
     pub connected: Instant,
     sent: AtomicU64,
     acked: AtomicU64,
+    /// Where it is asked to go; empty while it may stay.
+    away: watch::Sender<Vec<String>>,
     heard_millis: AtomicU64,
 }
 
@@ -50,8 +53,18 @@ impl Client {
             connected: Instant::now(),
             sent: AtomicU64::new(0),
             acked: AtomicU64::new(0),
+            away: watch::Sender::new(Vec::new()),
             heard_millis: AtomicU64::new(0),
         }
+    }
+
+    /// Asks the client to go to one of these.
+    pub fn send_away(&self, servers: Vec<String>) {
+        self.away.send_replace(servers);
+    }
+
+    pub fn away(&self) -> watch::Receiver<Vec<String>> {
+        self.away.subscribe()
     }
 
     pub fn on_sent(&self, seq: u64) {

@@ -17,6 +17,7 @@ use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
+use super::accept::Peer;
 use super::connection::Connection;
 
 pub(super) const NAME: &str = "bulrush.sync.v1.Sync";
@@ -86,8 +87,8 @@ impl StreamingService<ClientMessage> for Follow {
     type Future = BoxFuture<Response<BoxStream<Bytes>>, Status>;
 
     fn call(&mut self, request: Request<Streaming<ClientMessage>>) -> Self::Future {
-        let address = request.remote_addr();
-        let connection = Connection::new(self.0.clone(), request.into_inner(), address);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let connection = Connection::new(self.0.clone(), request.into_inner(), peer);
         let stream = futures::stream::unfold(Some(connection), |connection| async move {
             let mut connection = connection?;
             match connection.next().await {

@@ -28,7 +28,7 @@ use typha::metrics::Metrics;
 use typha::pipeline::Intake;
 use typha::snapcache::{Cache, Shared};
 use typha::syncserver::{Options, Server};
-use typha_client::{ClientConfig, ClientEvent, CutId, Reports};
+use typha_client::{ClientConfig, ClientEvent, ClientTls, CutId, Reports};
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -200,7 +200,12 @@ impl Agent {
     }
 
     pub fn start_on(node: &str, servers: &[String], agent: &'static str) -> Agent {
+        Self::start_tls(node, servers, agent, None)
+    }
+
+    pub fn start_tls(node: &str, servers: &[String], agent: &'static str, tls: Option<ClientTls>) -> Agent {
         let mut config = ClientConfig::new(servers.to_vec(), node, agent, "test 0");
+        config.tls = tls;
         config.read_timeout = Duration::from_secs(3);
         Agent::start_with(config)
     }

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{PATIENCE, eventually};
@@ -44,11 +45,18 @@ pub struct Typha {
     pub process: Running,
     pub server: SocketAddr,
     pub health: SocketAddr,
+    log: Arc<Mutex<String>>,
 }
 
 impl Typha {
     pub fn start(settings: &[(&str, &str)]) -> Typha {
-        Self::start_by(Command::new(PROGRAM), settings)
+        Typha::start_with(&[], settings)
+    }
+
+    pub fn start_with(arguments: &[&str], settings: &[(&str, &str)]) -> Typha {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments);
+        Self::start_by(command, settings)
     }
 
     /// With a pod's service account: `account` holds its files. `/run` is its own, as in a container.
@@ -82,12 +90,20 @@ impl Typha {
         let mut process = Running(command.spawn().unwrap());
         let log = process.0.stderr.take().unwrap();
         // Shown with the test's output if it fails.
+        let kept: Arc<Mutex<String>> = Arc::default();
+        let keep = kept.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(log).lines().map_while(Result::ok) {
                 println!("typha: {line}");
+                *keep.lock().unwrap() += &line;
             }
         });
-        Typha { process, server: address(server), health: address(health) }
+        Typha { process, server: address(server), health: address(health), log: kept }
+    }
+
+    /// Whether its log has this text.
+    pub fn logged(&self, text: &str) -> bool {
+        self.log.lock().unwrap().contains(text)
     }
 
     pub fn get(&self, path: &str) -> Option<String> {
