@@ -365,13 +365,19 @@ fn peers_need_exactly_one_kind_of_target() {
     assert_eq!(bad.updates[0].value, Err(DeletionReason::Invalid));
 }
 
-/// Every kind's folder, as if it were an object: it gives nothing, and takes nothing away.
+/// As if they were objects, they give nothing, and take nothing away.
 #[test]
-fn folder_is_no_object() {
-    for kind in
-        ["profiles", "nodes", "tiers", "networksets/shop", "felixconfigurations", "workloadendpoints/shop"]
-    {
-        let path = format!("/calico/resources/v3/projectcalico.org/{kind}/");
+fn paths_with_an_empty_part_are_no_objects() {
+    for rest in [
+        "profiles/",
+        "nodes/",
+        "networksets/shop/",
+        "networkpolicies//d",
+        "networksets//s",
+        "workloadendpoints//n-k8s-p-eth0",
+        "felixconfigurations/",
+    ] {
+        let path = format!("/calico/resources/v3/projectcalico.org/{rest}");
         let mut processors = Processors::new();
         let put = processors.put(&path, br#"{"metadata":{"name":""},"spec":{}}"#);
         assert!(put.updates.is_empty() && put.error.is_some(), "{path}: {put:?}");

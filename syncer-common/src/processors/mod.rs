@@ -138,7 +138,7 @@ impl Processors {
             return self.refuse(path, &key, FieldError::new("the value", reason));
         }
         match key {
-            key if is_nameless(&key) => unknown_key(path),
+            _ if is_incomplete(path) => unknown_key(path),
             key if has_slash(&key) => {
                 let error = error(path, FieldError::new("metadata.name", "must not contain a slash"));
                 Converted { updates: Vec::new(), error: Some(error) }
@@ -166,7 +166,7 @@ impl Processors {
 
     /// An object is gone.
     pub fn delete(&mut self, path: &str) -> Converted {
-        let Some(key) = parse_key(path).filter(|key| !has_slash(key) && !is_nameless(key)) else {
+        let Some(key) = parse_key(path).filter(|key| !has_slash(key) && !is_incomplete(path)) else {
             return Converted::default();
         };
         let updates = self.withdraw(path, &key, DeletionReason::Deleted);
@@ -460,9 +460,10 @@ fn has_slash(key: &Key) -> bool {
     matches!(key, Key::Resource(key) if key.name.contains('/') || key.namespace.contains('/'))
 }
 
-/// The folder of a kind in the place of an object.
-fn is_nameless(key: &Key) -> bool {
-    matches!(key, Key::Resource(key) if key.name.is_empty())
+/// A part of the path is empty: the folder of a kind in the place of an object, a namespaced object without its
+/// namespace.
+fn is_incomplete(path: &str) -> bool {
+    path.ends_with('/') || path.contains("//")
 }
 
 /// Old releases left all sorts of things beside the resources; only where resources belong is an unknown
