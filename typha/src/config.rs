@@ -358,7 +358,12 @@ mod tests {
         ])
         .unwrap();
         let group = Some(ApiGroup::V3);
-        let expected = KubernetesConfig { kubeconfig: Some("/k".into()), group, ..Default::default() };
+        let expected = KubernetesConfig {
+            kubeconfig: Some("/k".into()),
+            group,
+            interface_prefix: Some("cali".into()),
+            ..Default::default()
+        };
         assert_eq!(config.store, StoreConfig::Kubernetes(expected));
     }
 
