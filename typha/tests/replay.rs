@@ -157,7 +157,7 @@ fn entries(cache: &Shared) -> BTreeMap<String, sync::Entry> {
     let mut after = 0;
     loop {
         let page = cache.read().entries_after(after, KindSet::all(), 0);
-        if let Some(message) = page.message.clone() {
+        if let Some(message) = page.message.as_ref().map(|message| message.payload()) {
             let Some(server_message::Message::Batch(batch)) = ServerMessage::decode(message).unwrap().message
             else {
                 panic!("not a batch")

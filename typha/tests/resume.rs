@@ -231,9 +231,8 @@ async fn stream_that_stood_still_for_too_long_misses_no_deletion() {
     agent.settle(&replica).await;
     // More than all buffers between them hold: the cursor stands still.
     proxy.stop(true);
-    let large = "x".repeat(100_000);
     for revision in 11..211 {
-        replica.apply(revision, vec![set(revision as u32 % 50, &format!("{revision} {large}"))]);
+        replica.apply(revision, vec![set(revision as u32 % 50, &noise(revision, 100_000))]);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     replica.apply(211, vec![unset(150)]);

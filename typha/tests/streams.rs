@@ -189,9 +189,8 @@ async fn slow_agent_is_given_the_latest_values_and_holds_up_nobody() {
     slow.settle(&replica).await;
     fast.settle(&replica).await;
     let busy = slow.busy.clone().lock_owned().await;
-    let large = "x".repeat(20_000);
     for revision in 11..1_011 {
-        replica.apply(revision, vec![set(revision as u32 % 20, &format!("{revision} {large}"))]);
+        replica.apply(revision, vec![set(revision as u32 % 20, &noise(revision, 20_000))]);
         if revision % 10 == 0 {
             fast.settle(&replica).await;
         }

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
@@ -168,7 +169,10 @@ impl Agent {
         channel: Channel,
         messages: mpsc::Receiver<ClientMessage>,
     ) -> Result<Streaming<ServerMessage>, End> {
-        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+        // The limit holds for what a message is once it is decompressed, too.
+        let mut grpc = tonic::client::Grpc::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .accept_compressed(CompressionEncoding::Zstd);
         let opening = async {
             grpc.ready().await.map_err(|error| tonic::Status::unavailable(chain(&error)))?;
             let codec = tonic_prost::ProstCodec::<ClientMessage, ServerMessage>::default();

@@ -12,7 +12,6 @@
 //! not pass validation becomes a tombstone with reason INVALID, so that agents stop enforcing it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,8 @@ use syncer_common::model::{DeletionReason, Key, Kind, Update, Value};
 use super::Progress;
 use super::digest::Tree;
 use super::encode::{self, Encoded, KindSet};
+use super::frame::Framed;
+use super::stand::Stand;
 use super::track::Track;
 
 /// A page ends after this many entries, or this many bytes.
@@ -42,7 +43,7 @@ const PROJECTION: u32 = 1;
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    seq: u64,
+    pub seq: u64,
     source: usize,
     revision: u64,
     kind: Kind,
@@ -65,8 +66,8 @@ pub struct Applied {
 /// What follows a cursor.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// An encoded server message; absent when nothing of these kinds changed.
-    pub message: Option<Bytes>,
+    /// A server message; absent when nothing of these kinds changed.
+    pub message: Option<Framed>,
     pub entries: usize,
     /// Where the cursor is when the page has been sent.
     pub seq: u64,
@@ -97,6 +98,8 @@ pub struct Cache {
     views: BTreeMap<Kind, u64>,
     /// When the history changed last: tokens of before are of another one.
     history_since: u64,
+    /// Bytes of all entries ever encoded.
+    bytes: u64,
     /// Counts what streams may wait for: proofs, and sources that got further.
     version: u64,
     /// The newest linearizable read of any source.
@@ -124,6 +127,7 @@ impl Cache {
             trees: BTreeMap::new(),
             views: Kind::ALL.into_iter().map(view).collect(),
             history_since: 0,
+            bytes: 0,
             version: 0,
             reached: None,
         }
@@ -263,7 +267,7 @@ impl Cache {
                 match held.deleted {
                     true => self.tombstones_live -= 1,
                     false => {
-                        self.trees.entry(kind).or_default().remove(leaf, &key, held.hash);
+                        self.trees.entry(kind).or_default().remove(leaf, &key, held, seq);
                         self.count_live(kind, false);
                     }
                 }
@@ -283,19 +287,21 @@ impl Cache {
         let value = value.as_deref().map_err(|why| reason(*why));
         let encoded = Encoded::new(&key, seq, self.tracks[source].id, revision, value);
         self.head = seq;
+        self.bytes += encoded.bytes.len() as u64;
         self.by_seq.insert(seq, key.clone());
         self.tracks[source].seqs.insert(seq);
+        let entry = Entry { seq, source, revision, kind, deleted, hash, encoded };
         match deleted {
             true => {
                 self.tombstones_live += 1;
                 self.tombstones.push_back((seq, now));
             }
             false => {
-                self.trees.entry(kind).or_default().add(leaf, key.clone(), hash);
+                self.trees.entry(kind).or_default().add(leaf, key.clone(), &entry);
                 self.count_live(kind, true);
             }
         }
-        self.entries.insert(key, Entry { seq, source, revision, kind, deleted, hash, encoded });
+        self.entries.insert(key, entry);
         true
     }
 
@@ -331,17 +337,10 @@ impl Cache {
     /// What changed after the position, in order of position; tombstones up to `skip_tombstones` are left
     /// out (a snapshot begins with an empty client or ends with a sweep).
     pub fn entries_after(&self, after: u64, kinds: KindSet, skip_tombstones: u64) -> Page {
-        self.entries_between(after, None, kinds, skip_tombstones)
-    }
-
-    /// The same up to a position (none: the head).
-    pub fn entries_between(&self, after: u64, to: Option<u64>, kinds: KindSet, skip_tombstones: u64) -> Page {
         let mut members: Vec<&Bytes> = Vec::new();
         let mut bytes = 0;
-        let to = to.unwrap_or(self.head).max(after);
-        let mut reached = to;
-        let range = (Bound::Excluded(after), Bound::Included(to));
-        for (seq, key) in self.by_seq.range(range).take_while(|_| after < to) {
+        let mut reached = self.head;
+        for (seq, key) in self.by_seq.range(after.saturating_add(1)..) {
             let Some(entry) = self.entries.get(key) else { continue };
             if !kinds.contains(entry.kind) || (entry.deleted && *seq <= skip_tombstones) {
                 continue;
@@ -355,51 +354,38 @@ impl Cache {
             bytes += length;
             members.push(&entry.encoded.bytes);
         }
-        let message =
-            (!members.is_empty()).then(|| encode::batch(members.iter().copied(), reached != self.head));
+        let message = (!members.is_empty())
+            .then(|| encode::batch(members.iter().copied(), reached != self.head).into());
         Page { message, entries: members.len(), seq: reached, head: self.head }
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { seq: self.head, version: self.version, in_sync: self.in_sync(), forked: self.forked() }
+        Progress {
+            seq: self.head,
+            bytes: self.bytes,
+            version: self.version,
+            in_sync: self.in_sync(),
+            forked: self.forked(),
+        }
+    }
+
+    /// Where the cache stands, for cuts at the head.
+    pub fn stand(&self) -> Stand {
+        Stand {
+            seq: self.head,
+            version: self.version,
+            trimmed: self.trimmed_seq,
+            bytes: self.bytes,
+            epoch: self.epoch.clone(),
+            history: self.history().to_owned(),
+            history_since: self.history_since,
+            positions: self.tracks.iter().map(|track| (track.moved, track.position())).collect(),
+        }
     }
 
     /// The token of a cut at the head.
     pub fn token(&self, kinds: KindSet) -> sync::Token {
-        sync::Token {
-            history: self.history().to_owned(),
-            view: self.view(kinds),
-            scope: sync::Scope::All as i32,
-            positions: Some(self.tracks.iter().map(Track::position).collect()),
-            epoch: self.epoch.clone(),
-            seq: self.head,
-        }
-    }
-
-    /// What a cut at the head changes for a client that had a cut of ours at that version.
-    pub fn cut_since(&self, version: u64, kinds: KindSet) -> sync::Cut {
-        if version < self.history_since {
-            return sync::Cut { token: Some(self.token(kinds)), ..Default::default() };
-        }
-        let moved = self.tracks.iter().filter(|track| track.moved > version);
-        let positions = Some(moved.map(Track::position).collect());
-        sync::Cut { seq: self.head, positions, ..Default::default() }
-    }
-
-    /// What a cut at the head changes in the token that the client has offered.
-    pub fn cut_after(&self, offered: &sync::Token, kinds: KindSet) -> sync::Cut {
-        let token = self.token(kinds);
-        let theirs = offered.positions();
-        let known = |track: &Track| theirs.iter().any(|position| position.source == track.id);
-        if (&offered.history, offered.view, offered.scope) != (&token.history, token.view, token.scope)
-            || theirs.len() != self.tracks.len()
-            || !self.tracks.iter().all(known)
-        {
-            return sync::Cut { token: Some(token), ..Default::default() };
-        }
-        let epoch = if offered.epoch == token.epoch { String::new() } else { token.epoch };
-        let moved = self.tracks.iter().map(Track::position).filter(|position| !theirs.contains(position));
-        sync::Cut { token: None, seq: token.seq, epoch, positions: Some(moved.collect()) }
+        self.stand().token(self.view(kinds))
     }
 
     /// Positions of the sources that were heard from within `lately`.
@@ -507,7 +493,7 @@ impl Cache {
     }
 
     /// The view ids of the kinds, folded into one.
-    pub(super) fn view(&self, kinds: KindSet) -> u64 {
+    pub fn view(&self, kinds: KindSet) -> u64 {
         let ids: Vec<u8> =
             kinds.iter().filter_map(|kind| self.views.get(&kind)).flat_map(|id| id.to_be_bytes()).collect();
         digest::hash("", &ids)

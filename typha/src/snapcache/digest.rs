@@ -1,17 +1,29 @@
 //! The cache's side of content digests [B4]: per kind, sums of entries by key, kept with every change.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use syncer_common::digest::{self, OF_BRANCH};
+use syncer_common::digest::{self, BRANCHES, OF_BRANCH};
 use syncer_common::model::Kind;
 
-use super::cache::Cache;
+use super::cache::{Cache, Entry};
 
-/// One kind's tree: the leaves that are not empty.
-#[derive(Debug, Default)]
-pub(super) struct Tree(BTreeMap<u16, Leaf>);
+/// One kind's tree: the leaves that are not empty, and when something last changed in each branch.
+#[derive(Debug)]
+pub(super) struct Tree {
+    leaves: BTreeMap<u16, Leaf>,
+    changed: [u64; BRANCHES as usize],
+    /// Of the encoded entries.
+    pub bytes: usize,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Tree { leaves: BTreeMap::new(), changed: [0; BRANCHES as usize], bytes: 0 }
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Leaf {
@@ -20,28 +32,33 @@ pub(super) struct Leaf {
 }
 
 impl Tree {
-    pub fn add(&mut self, leaf: u16, key: Arc<str>, hash: u64) {
-        let leaf = self.0.entry(leaf).or_default();
-        leaf.sum = leaf.sum.wrapping_add(hash);
+    pub fn add(&mut self, leaf: u16, key: Arc<str>, entry: &Entry) {
+        self.changed[usize::from(leaf / OF_BRANCH)] = entry.seq;
+        self.bytes += entry.encoded.bytes.len();
+        let leaf = self.leaves.entry(leaf).or_default();
+        leaf.sum = leaf.sum.wrapping_add(entry.hash);
         leaf.keys.push(key);
     }
 
-    pub fn remove(&mut self, number: u16, key: &str, hash: u64) {
-        let Some(leaf) = self.0.get_mut(&number) else { return };
-        leaf.sum = leaf.sum.wrapping_sub(hash);
+    /// `seq`: of what takes the entry's place.
+    pub fn remove(&mut self, number: u16, key: &str, entry: &Entry, seq: u64) {
+        self.changed[usize::from(number / OF_BRANCH)] = seq;
+        self.bytes -= entry.encoded.bytes.len();
+        let Some(leaf) = self.leaves.get_mut(&number) else { return };
+        leaf.sum = leaf.sum.wrapping_sub(entry.hash);
         leaf.keys.retain(|held| **held != *key);
         if leaf.keys.is_empty() {
-            self.0.remove(&number);
+            self.leaves.remove(&number);
         }
     }
 
     fn sums(&self) -> impl Iterator<Item = (u16, u64)> {
-        self.0.iter().map(|(number, leaf)| (*number, leaf.sum))
+        self.leaves.iter().map(|(number, leaf)| (*number, leaf.sum))
     }
 
     /// Keys of the leaves in the range.
     pub fn keys(&self, leaves: impl std::ops::RangeBounds<u16>) -> impl Iterator<Item = &Arc<str>> {
-        self.0.range(leaves).flat_map(|(_, leaf)| &leaf.keys)
+        self.leaves.range(leaves).flat_map(|(_, leaf)| &leaf.keys)
     }
 }
 
@@ -73,11 +90,32 @@ impl Cache {
         let mut sums = vec![0u64; usize::from(OF_BRANCH)];
         let first = branch * OF_BRANCH;
         for (number, leaf) in
-            self.tree(kind).into_iter().flat_map(|tree| tree.0.range(first..first + OF_BRANCH))
+            self.tree(kind).into_iter().flat_map(|tree| tree.leaves.range(first..first + OF_BRANCH))
         {
             sums[usize::from(number - first)] = leaf.sum;
         }
         sums
+    }
+
+    /// Bytes of the encoded entries of a kind.
+    pub(super) fn bytes_of(&self, kind: Kind) -> usize {
+        self.tree(kind).map_or(0, |tree| tree.bytes)
+    }
+
+    /// The position of the last change within the leaves; of whole branches.
+    pub(super) fn changed(&self, kind: Kind, leaves: &RangeInclusive<u16>) -> u64 {
+        let branches = usize::from(leaves.start() / OF_BRANCH)..=usize::from(leaves.end() / OF_BRANCH);
+        self.tree(kind).and_then(|tree| tree.changed[branches].iter().max().copied()).unwrap_or(0)
+    }
+
+    /// The entries in the leaves, by key (what lies together compresses well), as encoded members of a batch;
+    /// and the position that they are of.
+    pub(super) fn members(&self, kind: Kind, leaves: RangeInclusive<u16>) -> (Vec<Bytes>, u64) {
+        let mut keys: Vec<&Arc<str>> =
+            self.tree(kind).into_iter().flat_map(|tree| tree.keys(leaves.clone())).collect();
+        keys.sort_unstable();
+        let entries = keys.into_iter().filter_map(|key| self.entry(key));
+        (entries.map(|entry| entry.encoded.bytes.clone()).collect(), self.head())
     }
 
     /// Compares with a client that holds `hashes` in the leaves (none named: in all of them).

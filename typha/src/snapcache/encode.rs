@@ -9,6 +9,8 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use proto::sync::{self, ServerMessage, server_message};
 use syncer_common::model::Kind;
 
+use super::frame;
+
 /// `Batch.entries` and `Batch.more`, `ServerMessage.batch`, `Entry.value` (sync.proto).
 const BATCH_ENTRIES: u32 = 1;
 const BATCH_MORE: u32 = 2;
@@ -18,7 +20,7 @@ const ENTRY_VALUE: u32 = 6;
 const MESSAGE_BYTES: usize = 1 << 20;
 
 /// A set of kinds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KindSet(u32);
 
 impl KindSet {
@@ -106,18 +108,18 @@ impl Encoded {
     }
 }
 
-/// A server message that holds one batch of encoded members.
+/// A server message that holds one batch of encoded members, framed.
 pub(super) fn batch<'a>(members: impl Iterator<Item = &'a Bytes> + Clone, more: bool) -> Bytes {
     let body = members.clone().map(Bytes::len).sum::<usize>() + if more { 2 } else { 0 };
-    let mut bytes = BytesMut::with_capacity(1 + encoded_len_varint(body as u64) + body);
-    encode_key(MESSAGE_BATCH, WireType::LengthDelimited, &mut bytes);
-    encode_varint(body as u64, &mut bytes);
-    members.for_each(|member| bytes.put_slice(member));
-    if more {
-        encode_key(BATCH_MORE, WireType::Varint, &mut bytes);
-        encode_varint(1, &mut bytes);
-    }
-    bytes.freeze()
+    frame::plain(1 + encoded_len_varint(body as u64) + body, |bytes| {
+        encode_key(MESSAGE_BATCH, WireType::LengthDelimited, bytes);
+        encode_varint(body as u64, bytes);
+        members.for_each(|member| bytes.put_slice(member));
+        if more {
+            encode_key(BATCH_MORE, WireType::Varint, bytes);
+            encode_varint(1, bytes);
+        }
+    })
 }
 
 /// Messages that hold all members, in order; more follows them.
@@ -137,9 +139,10 @@ pub fn pages(members: &[Bytes]) -> Vec<Bytes> {
     messages
 }
 
-/// Any other server message.
+/// Any other server message, framed.
 pub fn message(message: server_message::Message) -> Bytes {
-    ServerMessage { message: Some(message) }.encode_to_vec().into()
+    let message = ServerMessage { message: Some(message) };
+    frame::plain(message.encoded_len(), |bytes| message.encode_raw(bytes))
 }
 
 #[cfg(test)]

@@ -8,29 +8,42 @@
 mod cache;
 mod digest;
 mod encode;
+mod flights;
+mod frame;
 mod history;
 mod positions;
+mod segments;
+mod stand;
 #[cfg(test)]
 mod tests;
 mod track;
 
 use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::time::Instant;
 
 use bytes::Bytes;
-use proto::sync::{self, server_message};
 use tokio::sync::{mpsc, watch};
+
+use flights::Flights;
+use segments::Segments;
 
 pub use cache::{Applied, Cache, Page};
 pub use digest::Difference;
 pub use encode::{KindSet, message, pages};
+pub use flights::{Freeze, Subscription};
+pub use frame::compress;
 pub use history::event_hash;
 pub use positions::Resume;
+pub use segments::Place;
+pub use stand::Stand;
 
 /// What every stream waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Position of the newest entry.
     pub seq: u64,
+    /// Bytes of all entries encoded so far.
+    pub bytes: u64,
     /// Changes with every proof and whenever a source is complete up to a later revision.
     pub version: u64,
     pub in_sync: bool,
@@ -42,6 +55,8 @@ pub struct Progress {
 pub struct Shared {
     cache: RwLock<Cache>,
     progress: watch::Sender<Progress>,
+    flights: Flights,
+    segments: Segments,
     memo: std::sync::Mutex<Memo>,
     /// Sources that somebody wants to be read now.
     asked: mpsc::Sender<usize>,
@@ -51,12 +66,11 @@ pub struct Shared {
 /// More than there are sources: repeated wishes are one.
 const ASKED: usize = 64;
 
-/// The page that caught-up clients share: all of them ask for the same one within a moment.
+/// The pages that streams share which come back from the same position, as a fleet does after an outage.
 #[derive(Default)]
 struct Memo {
-    head: u64,
+    stand: Option<Arc<Stand>>,
     pages: Vec<((u64, KindSet), Page)>,
-    cuts: Vec<((KindSet, u64, u64), Bytes)>,
 }
 
 /// Distinct subscriptions and cursors that are worth keeping for one head.
@@ -66,7 +80,10 @@ impl Shared {
     pub fn new(cache: Cache) -> Arc<Self> {
         let progress = watch::Sender::new(cache.progress());
         let (asked, asks) = mpsc::channel(ASKED);
+        let flights = Flights::new(&cache);
         Arc::new(Shared {
+            flights,
+            segments: Segments::default(),
             cache: RwLock::new(cache),
             progress,
             memo: Default::default(),
@@ -110,62 +127,55 @@ impl Shared {
         self.progress.subscribe()
     }
 
-    /// What follows `after`, encoded; shared between all that ask for the same before the head moves on.
-    pub fn page(&self, after: u64, kinds: KindSet) -> Page {
-        let head = self.read().head();
+    /// What follows `after`, encoded; shared between all that ask for the same before the head moves on. With it,
+    /// where the cache stood.
+    pub fn page(&self, after: u64, kinds: KindSet) -> (Page, Arc<Stand>) {
         let key = (after, kinds);
+        let (version, trimmed) = {
+            let cache = self.read();
+            (cache.progress().version, cache.trimmed_seq())
+        };
         {
             let memo = self.memo();
-            if memo.head == head
+            if let Some(stand) =
+                memo.stand.as_ref().filter(|stand| (stand.version, stand.trimmed) == (version, trimmed))
                 && let Some((_, page)) = memo.pages.iter().find(|(known, _)| *known == key)
             {
-                return page.clone();
+                return (page.clone(), stand.clone());
             }
         }
-        let page = self.read().entries_after(after, kinds, 0);
+        let (page, stand) = {
+            let cache = self.read();
+            (cache.entries_after(after, kinds, 0), Arc::new(cache.stand()))
+        };
         let mut memo = self.memo();
-        if memo.head != page.head {
-            memo.head = page.head;
-            memo.pages.clear();
+        if memo
+            .stand
+            .as_ref()
+            .is_none_or(|held| (held.version, held.trimmed) != (stand.version, stand.trimmed))
+        {
+            *memo = Memo { stand: Some(stand.clone()), pages: Vec::new() };
         }
         if memo.pages.len() < MEMO_PAGES {
             memo.pages.push((key, page.clone()));
         }
-        page
+        (page, stand)
     }
 
-    /// The encoded cut at the head, if the head is still at `seq`, for a client that has had one of ours at
-    /// version `since`; shared like pages. With it, the version that it is of.
-    pub fn cut(&self, seq: u64, kinds: KindSet, since: u64) -> Option<(Bytes, u64)> {
+    /// The position at which a snapshot begins that is wanted now.
+    pub fn base(&self) -> u64 {
         let cache = self.read();
-        if cache.head() != seq {
-            return None;
-        }
-        let version = cache.progress().version;
-        let key = (kinds, since, version);
-        let mut memo = self.memo();
-        if let Some((_, cut)) = memo.cuts.iter().find(|(known, _)| *known == key) {
-            return Some((cut.clone(), version));
-        }
-        let cut = message(server_message::Message::Cut(cache.cut_since(since, kinds)));
-        if memo.cuts.len() >= MEMO_PAGES {
-            memo.cuts.clear();
-        }
-        memo.cuts.push((key, cut.clone()));
-        Some((cut, version))
+        self.segments.base(cache.head(), cache.trimmed_seq(), Instant::now())
     }
 
-    /// The same for a client that has had none, and may have offered a token that it still holds.
-    pub fn first_cut(&self, seq: u64, kinds: KindSet, offered: Option<&sync::Token>) -> Option<(Bytes, u64)> {
-        let cache = self.read();
-        if cache.head() != seq {
-            return None;
-        }
-        let cut = match offered {
-            Some(offered) => cache.cut_after(offered, kinds),
-            None => sync::Cut { token: Some(cache.token(kinds)), ..Default::default() },
-        };
-        Some((message(server_message::Message::Cut(cut)), cache.progress().version))
+    /// A segment of a snapshot that began at `base`: see `segments`.
+    pub fn segment(&self, place: Place, base: u64, zstd: bool) -> (Vec<Bytes>, Option<u16>) {
+        self.segments.pull(place, base, zstd, || self.read(), Instant::now())
+    }
+
+    /// Drops what nobody has used for a while.
+    pub fn cool(&self) {
+        self.segments.cool(Instant::now());
     }
 
     fn memo(&self) -> std::sync::MutexGuard<'_, Memo> {

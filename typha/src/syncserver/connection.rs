@@ -27,7 +27,7 @@ use super::accept::Peer;
 use super::compare::Compare;
 use super::registry::Client;
 use super::{Context, hello};
-use crate::snapcache::{KindSet, Progress, Resume, message};
+use crate::snapcache::{Freeze, KindSet, Place, Progress, Resume, Stand, Subscription, compress, message};
 
 /// What a client is told that has to wait for the datastore.
 const NOT_IN_SYNC: &str = "this replica has not caught up with the datastore yet";
@@ -43,6 +43,8 @@ pub(super) struct Connection {
     /// The client may still send.
     listening: bool,
     peer: Peer,
+    /// It takes compressed messages.
+    zstd: bool,
     queue: VecDeque<Bytes>,
     progress: watch::Receiver<Progress>,
     heartbeat: watch::Receiver<Bytes>,
@@ -75,6 +77,8 @@ struct Comparison {
 
 struct Cursor {
     kinds: KindSet,
+    view: u64,
+    freezes: Subscription,
     seq: u64,
     /// Position of the last cut, and the version that it was of; none before the first.
     cut: Option<(u64, u64)>,
@@ -84,7 +88,6 @@ struct Cursor {
     settled: u64,
     snapshot: Option<Snapshot>,
     since: Instant,
-    last_sent: Option<Instant>,
     going_away: bool,
     told_forked: bool,
 }
@@ -93,8 +96,24 @@ struct Snapshot {
     /// Sent whole; of the others, changes only.
     kinds: KindSet,
     sweep: bool,
-    /// Tombstones up to here were there before the client came.
+    /// Segments are not older than this. Then follows what changed after it; tombstones up to here are left out.
     start: u64,
+    /// What is to be sent next of the segments.
+    next: Option<Place>,
+}
+
+impl Snapshot {
+    fn new(kinds: KindSet, sweep: bool, start: u64) -> Self {
+        let first = kinds.iter().next();
+        Snapshot { kinds, sweep, start, next: first.map(|kind| Place { kind, leaf: 0 }) }
+    }
+
+    /// The place after this one; the next leaf of the kind, if there is one.
+    fn step(&mut self, Place { kind, .. }: Place, leaf: Option<u16>) {
+        let kinds = self.kinds.iter().skip_while(|other| *other != kind);
+        let next = kinds.skip(1).next().map(|kind| Place { kind, leaf: 0 });
+        self.next = leaf.map(|leaf| Place { kind, leaf }).or(next);
+    }
 }
 
 /// In the registry for as long as the stream lives.
@@ -138,7 +157,12 @@ async fn away(orders: &mut Option<watch::Receiver<Vec<String>>>) -> Vec<String> 
 }
 
 impl Connection {
-    pub fn new(context: Arc<Context>, inbound: Streaming<ClientMessage>, peer: Peer) -> Self {
+    pub fn new(
+        context: Arc<Context>,
+        inbound: Streaming<ClientMessage>,
+        peer: Peer,
+        zstd: bool,
+    ) -> Self {
         context.metrics.connections_active.increment(1.0);
         let progress = context.cache.progress();
         let mut heartbeat = context.heartbeat.subscribe();
@@ -148,6 +172,7 @@ impl Connection {
             inbound,
             listening: true,
             peer,
+            zstd,
             queue: VecDeque::new(),
             progress,
             heartbeat,
@@ -286,16 +311,20 @@ impl Connection {
         offered: Option<sync::Token>,
         since: Instant,
     ) {
-        let head = self.context.cache.read().head();
+        let (head, view) = {
+            let cache = self.context.cache.read();
+            (cache.head(), cache.view(kinds))
+        };
         let mut cursor = Cursor {
             kinds,
+            view,
+            freezes: self.context.cache.subscribe(kinds),
             seq: head,
             cut: None,
             offered,
             settled: head,
             snapshot: None,
             since,
-            last_sent: None,
             going_away: false,
             told_forked: false,
         };
@@ -314,10 +343,11 @@ impl Connection {
                 if !sweep {
                     self.status(SyncState::SyncResync, KindSet::default(), FORKED);
                 }
-                cursor.seq = 0;
                 // Its deletions are not to be believed, nor are tokens of it to be changed by parts.
                 cursor.offered = None;
-                cursor.snapshot = Some(Snapshot { kinds, sweep, start: head });
+                let start = self.context.cache.base();
+                (cursor.seq, cursor.settled) = (start, start);
+                cursor.snapshot = Some(Snapshot::new(kinds, sweep, start));
             }
             Resume::Digest => {
                 let until = Instant::now() + DIGEST_WAIT;
@@ -365,7 +395,11 @@ impl Connection {
             comparison.compare.on_answer(answer, &cache).map_err(Status::invalid_argument)?
         };
         comparison.until = Instant::now() + DIGEST_WAIT;
-        self.queue.extend(messages);
+        let zstd = self.zstd;
+        self.queue.extend(messages.into_iter().map(|message| match zstd {
+            true => compress(&message).unwrap_or(message),
+            false => message,
+        }));
         if comparison.compare.done() {
             let Phase::Comparing(Comparison { compare, mut cursor, .. }) =
                 std::mem::replace(&mut self.phase, Phase::Closed)
@@ -373,8 +407,7 @@ impl Connection {
                 return Ok(());
             };
             if !compare.whole.is_empty() {
-                let start = std::mem::take(&mut cursor.seq);
-                cursor.snapshot = Some(Snapshot { kinds: compare.whole, sweep: true, start });
+                cursor.snapshot = Some(Snapshot::new(compare.whole, true, cursor.seq));
             }
             self.phase = Phase::Streaming(cursor);
         }
@@ -407,27 +440,20 @@ impl Connection {
 
     // === streaming ===
 
-    /// Queues the next message, or waits for a reason to.
+    /// Queues the next messages, or waits for a reason to.
     async fn step(&mut self) -> Result<(), Status> {
         let Phase::Streaming(cursor) = &mut self.phase else { return Ok(()) };
-        let progress = *self.progress.borrow_and_update();
-        if progress.forked && !cursor.told_forked {
+        let freeze = cursor.freezes.freezes.borrow_and_update().clone();
+        if freeze.forked && !cursor.told_forked {
             cursor.told_forked = true;
             self.status(SyncState::SyncInSync, KindSet::default(), FORKED);
             return Ok(());
         }
-        let due = (cursor.seq < progress.seq || cursor.cut.is_none()).then(|| match cursor.last_sent {
-            // Caught up a moment ago: let what comes together go together.
-            Some(sent) if cursor.cut.is_some_and(|(cut, _)| cut == cursor.seq) => {
-                sent + self.context.options.coalesce
-            }
-            _ => Instant::now(),
-        });
-        if due.is_some_and(|due| due <= Instant::now()) {
-            return self.advance();
+        if cursor.cut.is_none() || cursor.seq < freeze.stand.seq {
+            self.hear()?;
+            return self.advance(&freeze);
         }
         let going_away = cursor.going_away;
-        let later = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             () = self.context.closed.cancelled() => self.phase = Phase::Closed,
             () = self.context.leave(self.share), if !going_away => {
@@ -435,50 +461,68 @@ impl Connection {
             }
             servers = away(&mut self.away), if !going_away => self.leave("rebalancing", servers),
             message = self.inbound.message(), if self.listening => self.on_message(message?)?,
-            changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok()),
-            changed = self.progress.changed(), if due.is_none() => if changed.is_err() {
+            changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok(), &freeze),
+            changed = cursor.freezes.freezes.changed() => if changed.is_err() {
                 self.phase = Phase::Closed;
             },
-            () = tokio::time::sleep_until(later) => {}
         }
         Ok(())
     }
 
-    /// Sends what follows the cursor, and a cut once it has reached the head.
-    fn advance(&mut self) -> Result<(), Status> {
-        // A stream that always has something to send has to hear its client as well.
+    /// A stream that always has something to send has to hear its client as well.
+    fn hear(&mut self) -> Result<(), Status> {
         while self.listening
             && let Some(message) = self.inbound.message().now_or_never()
         {
             self.on_message(message?)?;
         }
+        Ok(())
+    }
+
+    /// Sends what follows the cursor, and a cut once it has reached the head.
+    fn advance(&mut self, freeze: &Freeze) -> Result<(), Status> {
         let Phase::Streaming(cursor) = &mut self.phase else { return Ok(()) };
         let context = &self.context;
-        if context.cache.read().trimmed_seq() > cursor.settled {
+        // With the others, if it is where they are.
+        if let (Some((_, version)), None) = (cursor.cut, &cursor.snapshot)
+            && let Some(flight) = freeze.flight(cursor.kinds, cursor.seq, version)
+        {
+            cursor.seq = freeze.stand.seq;
+            cursor.settled = cursor.settled.max(cursor.seq);
+            if let Some(messages) = &flight.messages {
+                context.metrics.kvs_per_message.record(flight.entries as f64);
+                self.queue.push_back(messages.bytes(self.zstd).clone());
+                cursor.cut = Some((cursor.seq, freeze.stand.version));
+                if let Some(registered) = &self.registered {
+                    registered.client.on_sent(cursor.seq);
+                }
+            }
+            return Ok(());
+        }
+        if let Some(snapshot) = &mut cursor.snapshot
+            && let Some(place) = snapshot.next
+        {
+            let (messages, leaf) = context.cache.segment(place, snapshot.start, self.zstd);
+            snapshot.step(place, leaf);
+            self.queue.extend(messages);
+            return Ok(());
+        }
+        let (page, stand) = context.cache.page(cursor.seq, cursor.kinds);
+        if stand.trimmed > cursor.settled {
             // It was away for so long that deletions have been forgotten meanwhile. Digests will tell.
             self.go_away(sync::GoAway { reason: "resync".into(), ..Default::default() });
             self.phase = Phase::Closed;
             return Ok(());
         }
-        let page = match &cursor.snapshot {
-            Some(snapshot) => {
-                // Up to the start, what is sent whole; from there on, what changes.
-                let kinds = if cursor.seq < snapshot.start { snapshot.kinds } else { cursor.kinds };
-                let to = (cursor.seq < snapshot.start).then_some(snapshot.start);
-                context.cache.read().entries_between(cursor.seq, to, kinds, snapshot.start)
-            }
-            None => context.cache.page(cursor.seq, cursor.kinds),
-        };
         let complete = page.complete();
         cursor.seq = page.seq;
         if cursor.snapshot.is_none() || complete {
             cursor.settled = cursor.settled.max(cursor.seq);
         }
-        cursor.last_sent = Some(Instant::now());
         let sent = page.message.is_some();
-        if let Some(bytes) = page.message {
+        if let Some(message) = page.message {
             context.metrics.kvs_per_message.record(page.entries as f64);
-            self.queue.push_back(bytes);
+            self.queue.push_back(message.bytes(self.zstd).clone());
         }
         if !complete {
             return Ok(());
@@ -490,25 +534,23 @@ impl Connection {
             context.metrics.snapshot_send.record(cursor.since.elapsed().as_secs_f64());
         }
         if sent || cursor.cut.is_none() {
-            self.cut();
+            self.cut(&stand);
         }
         Ok(())
     }
 
-    /// Queues a cut if the cursor is still at the head.
-    fn cut(&mut self) {
+    /// Queues the cut at the cursor, which is where the cache stood.
+    fn cut(&mut self, stand: &Stand) {
         let Phase::Streaming(cursor) = &mut self.phase else { return };
-        let cache = &self.context.cache;
-        let cut = match cursor.cut {
-            Some((_, version)) => cache.cut(cursor.seq, cursor.kinds, version),
-            None => cache.first_cut(cursor.seq, cursor.kinds, cursor.offered.as_ref()),
+        let cut = match (cursor.cut, &cursor.offered) {
+            (Some((_, version)), _) => stand.cut_since(version, cursor.view),
+            (None, Some(offered)) => stand.cut_after(offered, cursor.view),
+            (None, None) => stand.first_cut(cursor.view),
         };
-        let Some((cut, version)) = cut else { return };
-        let first = cursor.cut.replace((cursor.seq, version)).is_none();
+        let first = cursor.cut.replace((stand.seq, stand.version)).is_none();
         cursor.offered = None;
-        let seq = cursor.seq;
         if let Some(registered) = &mut self.registered {
-            registered.client.on_sent(seq);
+            registered.client.on_sent(stand.seq);
             if first {
                 registered.streaming = true;
                 self.context.metrics.connections_streaming.increment(1.0);
@@ -517,18 +559,18 @@ impl Connection {
         if first {
             self.status(SyncState::SyncInSync, KindSet::default(), "");
         }
-        self.queue.push_back(cut);
+        self.queue.push_back(message(server_message::Message::Cut(cut)));
     }
 
-    fn on_heartbeat(&mut self, beats: bool) {
+    fn on_heartbeat(&mut self, beats: bool, freeze: &Freeze) {
         if !beats {
             self.phase = Phase::Closed;
             return;
         }
         let Phase::Streaming(cursor) = &self.phase else { return };
         // What changed since the last cut was of other kinds; the client's token is to keep up all the same.
-        if cursor.cut.is_some_and(|(cut, _)| cut != cursor.seq) {
-            self.cut();
+        if cursor.cut.is_some_and(|(cut, _)| cut != cursor.seq) && cursor.seq == freeze.stand.seq {
+            self.cut(&freeze.stand);
         }
         self.queue.push_back(self.heartbeat.borrow_and_update().clone());
     }

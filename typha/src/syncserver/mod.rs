@@ -6,6 +6,7 @@
 //!   ├─ service.rs     one Connection per stream, polled when its socket can take more
 //!   │    compare.rs      digests: what the client lacks, and holds too much
 //!   │    connection.rs   hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
+//!   ├─ freezes        now and then, what changed is encoded once, a watch channel to all streams (snapcache)
 //!   ├─ heartbeat      every 2 s, encoded once, a watch channel to all streams
 //!   └─ admin.rs       Status, Load, Wait, from the registry of streams (registry.rs)
 //! ```
@@ -84,7 +85,8 @@ pub struct Options {
     pub bind_clients: bool,
     /// How long a client that has seen more than this replica is kept waiting.
     pub behind_wait: Duration,
-    /// Changes that come within this time of the last message share the next one.
+    /// The longest time that changes wait for others to share a message with. The first after a quiet time waits for
+    /// none.
     pub coalesce: Duration,
     /// From the go-away to the end of the remaining streams.
     pub drain: Duration,
@@ -106,7 +108,7 @@ impl Default for Options {
             tls: None,
             bind_clients: false,
             behind_wait: Duration::from_secs(5),
-            coalesce: Duration::from_millis(10),
+            coalesce: Duration::from_millis(100),
             drain: Duration::from_secs(5),
             heartbeat: HEARTBEAT,
         }
@@ -279,6 +281,7 @@ impl Server {
             () = beat(&context) => Ok(()),
             () = peers::follow(&context) => Ok(()),
             () = context.heads.follow(context.cache.progress()) => Ok(()),
+            () = context.cache.freeze_now_and_then(context.options.coalesce) => Ok(()),
             () = tell_health(&context, &health) => Ok(()),
             () = drain(&context, cancel) => Ok(()),
         }
@@ -292,6 +295,7 @@ async fn beat(context: &Context) {
     loop {
         ticks.tick().await;
         context.heartbeat.send_replace(context.heartbeat());
+        context.cache.cool();
     }
 }
 

@@ -1,19 +1,21 @@
-//! The Sync service as tonic mounts it, with a codec that sends bytes as they are.
+//! The Sync service as tonic mounts it, with a response body that sends bytes as they are.
 //!
-//! The generated service would encode every message for every stream; here a message is encoded once, by the
-//! cache, and streams hand out references to its bytes.
+//! The generated service would encode every message for every stream, and copy it once more; here a message is
+//! encoded, framed and compressed once, by the cache, and streams hand out references to its bytes.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
-use bytes::{BufMut, Bytes};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use prost::Message;
 use proto::sync::{ClientMessage, FreshnessReply, FreshnessRequest};
 use tonic::body::Body;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::codegen::{BoxFuture, BoxStream, Service, StdError};
-use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
+use tonic::codec::{DecodeBuf, Decoder};
+use tonic::codegen::{BoxFuture, Service, StdError};
+use tonic::metadata::GRPC_CONTENT_TYPE;
+use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
@@ -21,39 +23,16 @@ use super::accept::Peer;
 use super::connection::Connection;
 
 pub(super) const NAME: &str = "bulrush.sync.v1.Sync";
-/// Clients send hellos, acks and reports: nothing large.
+const ENCODING: &str = "grpc-encoding";
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+const ZSTD: &str = "zstd";
+/// Clients send hellos, acks, reports and digests: nothing large.
 const INBOUND_BYTES: usize = 256 << 10;
 
-/// Sends encoded messages, receives client messages.
-#[derive(Clone, Copy, Default)]
-struct Shared;
+/// Reads client messages.
+struct Inbound;
 
-impl Codec for Shared {
-    type Encode = Bytes;
-    type Decode = ClientMessage;
-    type Encoder = Shared;
-    type Decoder = Shared;
-
-    fn encoder(&mut self) -> Shared {
-        Shared
-    }
-
-    fn decoder(&mut self) -> Shared {
-        Shared
-    }
-}
-
-impl Encoder for Shared {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, target: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        target.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Shared {
+impl Decoder for Inbound {
     type Item = ClientMessage;
     type Error = Status;
 
@@ -78,28 +57,44 @@ impl NamedService for SyncService {
     const NAME: &'static str = NAME;
 }
 
-/// `Stream`.
-struct Follow(Arc<Context>);
-
-impl StreamingService<ClientMessage> for Follow {
-    type Response = Bytes;
-    type ResponseStream = BoxStream<Bytes>;
-    type Future = BoxFuture<Response<BoxStream<Bytes>>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<ClientMessage>>) -> Self::Future {
-        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-        let connection = Connection::new(self.0.clone(), request.into_inner(), peer);
-        let stream = futures::stream::unfold(Some(connection), |connection| async move {
-            let mut connection = connection?;
-            match connection.next().await {
-                Ok(Some(bytes)) => Some((Ok(bytes), Some(connection))),
-                Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
-            }
-        });
-        // The headers go out at once; a refusal comes as the status that ends the stream.
-        Box::pin(std::future::ready(Ok(Response::new(Box::pin(stream) as BoxStream<Bytes>))))
+/// `Stream`. The answer's body is the messages of the connection as they are, framed already: what goes to the socket
+/// are references to bytes that all streams share.
+fn follow<B>(context: Arc<Context>, request: http::Request<B>) -> http::Response<Body>
+where
+    B: tonic::codegen::Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    let names = |header| request.headers().get_all(header).iter().filter_map(|value| value.to_str().ok());
+    let names = |header| names(header).flat_map(|value| value.split(',')).map(str::trim);
+    if let Some(encoding) = names(ENCODING).find(|encoding| *encoding != "identity") {
+        let reason = format!("requests are taken uncompressed, not in {encoding:?}: they are small");
+        return Status::unimplemented(reason).into_http();
     }
+    let zstd = names(ACCEPT_ENCODING).any(|encoding| encoding == ZSTD);
+    let inbound = |body| Streaming::new_request(Inbound, body, None, Some(INBOUND_BYTES));
+    let request = Request::from_http(request.map(inbound));
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+    let connection = Connection::new(context, request.into_inner(), peer, zstd);
+    let frames = futures::stream::unfold(Some(connection), |connection| async move {
+        let mut connection = connection?;
+        let end = match connection.next().await {
+            Ok(Some(bytes)) => return Some((Ok::<_, Infallible>(Frame::data(bytes)), Some(connection))),
+            Ok(None) => Status::ok(""),
+            Err(status) => status,
+        };
+        let mut trailers = http::HeaderMap::new();
+        // A status that does not fit into headers is still the end.
+        _ = end.add_header(&mut trailers).inspect_err(|error| tracing::debug!(%error, "status not sent"));
+        Some((Ok(Frame::trailers(trailers)), None))
+    });
+    // The headers go out at once; a refusal comes as the status that ends the stream.
+    let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    if zstd {
+        headers.insert(ENCODING, http::HeaderValue::from_static(ZSTD));
+    }
+    response
 }
 
 /// `Freshness`.
@@ -132,10 +127,7 @@ where
         Box::pin(async move {
             let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(NAME));
             Ok(match method {
-                Some("/Stream") => {
-                    let grpc = Grpc::new(Shared).max_decoding_message_size(INBOUND_BYTES);
-                    { grpc }.streaming(Follow(context), request).await
-                }
+                Some("/Stream") => follow(context, request),
                 Some("/Freshness") => {
                     Grpc::new(tonic_prost::ProstCodec::default()).unary(Freshness(context), request).await
                 }

@@ -41,6 +41,17 @@ pub fn set(n: u32, value: &str) -> Update {
     Update::set(key(n), Value::Config(value.to_owned()))
 }
 
+/// Text that does not compress to speak of.
+pub fn noise(seed: u64, length: usize) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(ALPHABET[(state >> 58) as usize])
+    };
+    (0..length).map(|_| next()).collect()
+}
+
 pub fn unset(n: u32) -> Update {
     Update::delete(key(n))
 }
