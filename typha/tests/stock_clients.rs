@@ -52,11 +52,11 @@ async fn client_generated_for_python_follows_the_stream() {
         .map(Running)
         .unwrap();
     let output = process.0.stdout.take().unwrap();
-    let (sender, mut cuts) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut cuts) = tokio::sync::mpsc::channel(4);
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             let cut: serde_json::Value = serde_json::from_str(&line).unwrap();
-            if sender.send(cut).is_err() {
+            if sender.blocking_send(cut).is_err() {
                 return;
             }
         }

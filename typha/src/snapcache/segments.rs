@@ -27,9 +27,12 @@ const MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct Segments {
-    slots: Mutex<HashMap<(Kind, u16), Arc<Mutex<Slot>>>>,
+    slots: Mutex<HashMap<(Kind, u16), SharedSlot>>,
     base: Mutex<Option<(u64, Instant)>>,
 }
+
+/// By kind and first leaf; locked by itself while it is built.
+type SharedSlot = Arc<Mutex<Slot>>;
 
 /// What was built last: the leaves it is of, the position it is of, and its messages, compressed where that helps.
 #[derive(Default)]

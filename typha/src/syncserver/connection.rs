@@ -110,8 +110,8 @@ impl Snapshot {
 
     /// The place after this one; the next leaf of the kind, if there is one.
     fn step(&mut self, Place { kind, .. }: Place, leaf: Option<u16>) {
-        let kinds = self.kinds.iter().skip_while(|other| *other != kind);
-        let next = kinds.skip(1).next().map(|kind| Place { kind, leaf: 0 });
+        let mut kinds = self.kinds.iter().skip_while(|other| *other != kind);
+        let next = kinds.nth(1).map(|kind| Place { kind, leaf: 0 });
         self.next = leaf.map(|leaf| Place { kind, leaf }).or(next);
     }
 }
