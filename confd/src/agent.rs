@@ -6,11 +6,13 @@
 //!                               acks <── the last cut that BIRD has confirmed
 //! ```
 //!
+//! An object that BIRD refuses is left out, and named, until something changes; everything else goes on.
+//!
 //! Nothing is written before the first proven state. A lost server changes nothing at all. Where cuts fail
 //! to come, additions are programmed all the same, and deletions wait for the next cut: between cuts, that
 //! something is missing proves nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -22,7 +24,10 @@ use typha_client::{ClientEvent, CutId, Reports};
 
 use crate::bgp::{BgpModel, LocalSettings, Model, Problem};
 use crate::bird::program::{ProgramError, Programmer, Supervision};
-use crate::bird::sessions::{Change, Session};
+use crate::bird::sessions::{Change, Session, State};
+use crate::bird::watch::{Trouble, Watch};
+use crate::bird::write::WriteError;
+use crate::local::LocalFiles;
 use crate::metrics::ConfdMetrics;
 use crate::render::{Syntax, render};
 
@@ -60,9 +65,26 @@ impl Intake {
     }
 }
 
+/// Which objects BIRD may refuse, one after the other, before the agent gives up until the next change.
+const MAX_REFUSED: usize = 16;
+
+/// Where the configuration goes, and what of it comes from the node itself.
+pub struct Outputs {
+    pub syntax: Syntax,
+    /// One for each daemon of the syntax.
+    pub programmers: Vec<Programmer>,
+    pub local_files: LocalFiles,
+}
+
+/// As long as this after the start every peer has to be up before the node counts as ready; afterwards one is
+/// enough, so that a neighbour's failure does not take nodes out of service.
+const ALL_PEERS_FOR: Duration = Duration::from_secs(30);
+/// A peer in trouble is said once it has been so for this long.
+const TROUBLE_AFTER: Duration = Duration::from_secs(30);
+
 pub struct Agent {
     local: LocalSettings,
-    programmer: Programmer,
+    outputs: Outputs,
     acks: watch::Sender<Option<CutId>>,
     metrics: ConfdMetrics,
     reports: Reports,
@@ -78,13 +100,20 @@ pub struct Agent {
     /// BIRD ran the latest configuration when last looked at.
     confirmed: bool,
     problems: BTreeSet<Problem>,
+    /// Objects that BIRD refuses, with its words.
+    refused: BTreeMap<String, String>,
+    local_problems: Vec<Problem>,
+    started: Instant,
+    watch: Watch,
+    /// Peers whose trouble has been said.
+    troubled: BTreeSet<String>,
     last_error: Option<String>,
 }
 
 impl Agent {
     pub fn new(
         local: LocalSettings,
-        programmer: Programmer,
+        outputs: Outputs,
         acks: watch::Sender<Option<CutId>>,
         metrics: ConfdMetrics,
         health: Reporter,
@@ -92,7 +121,7 @@ impl Agent {
         health.not_ready("waiting for the first complete state from typha");
         Agent {
             local,
-            programmer,
+            outputs,
             acks,
             metrics,
             reports: Reports::default(),
@@ -105,6 +134,11 @@ impl Agent {
             computed: None,
             confirmed: false,
             problems: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            local_problems: Vec::new(),
+            started: Instant::now(),
+            watch: Watch::default(),
+            troubled: BTreeSet::new(),
             last_error: None,
         }
     }
@@ -148,7 +182,7 @@ impl Agent {
                     }
                 }
                 () = &mut overdue, if waiting => self.program().await,
-                _ = tick.tick() => self.supervise().await,
+                _ = tick.tick() => self.look().await,
             }
         }
     }
@@ -179,9 +213,28 @@ impl Agent {
         false
     }
 
+    /// Sees what changed on the node itself, and to BIRD.
+    async fn look(&mut self) {
+        self.read_local();
+        if self.in_sync && self.changed && self.cut.is_none() {
+            self.program().await;
+        } else {
+            self.supervise().await;
+        }
+    }
+
+    fn read_local(&mut self) {
+        let state = self.outputs.local_files.read();
+        self.changed |= self.model.set_secrets(state.secrets);
+        self.changed |= self.model.set_workloads(state.workloads);
+        self.changed |= self.local_problems != state.problems;
+        self.local_problems = state.problems;
+    }
+
     /// Programs what has arrived.
     async fn program(&mut self) {
         if self.changed {
+            self.read_local();
             self.changed = false;
             self.compute();
         }
@@ -195,16 +248,44 @@ impl Agent {
     fn compute(&mut self) {
         let start = Instant::now();
         let computed = self.model.compute(&self.local);
-        if self.computed.as_ref() == Some(&computed) {
-            return;
+        if self.computed.as_ref() != Some(&computed) {
+            // What was refused may be another thing now.
+            self.refused.clear();
+            self.computed = Some(computed);
+            self.render();
+        } else {
+            self.report_problems(Vec::new());
         }
-        let rendered = render(&computed, Syntax::Bird2);
         self.metrics.render_seconds.record(start.elapsed().as_secs_f64());
-        self.report(computed.problems.iter().chain(&rendered.problems).cloned().collect());
-        if self.programmer.want(rendered) {
-            self.confirmed = false;
+    }
+
+    fn render(&mut self) {
+        let Some(computed) = &self.computed else { return };
+        let rendered = if self.refused.is_empty() {
+            render(computed, self.outputs.syntax)
+        } else {
+            render(&computed.without(&self.refused), self.outputs.syntax)
+        };
+        let problems = rendered.iter().flat_map(|one| one.problems.clone()).collect();
+        for (programmer, wanted) in self.outputs.programmers.iter_mut().zip(rendered) {
+            if programmer.want(wanted) {
+                self.confirmed = false;
+            }
         }
-        self.computed = Some(computed);
+        self.report_problems(problems);
+    }
+
+    fn report_problems(&mut self, of_syntax: Vec<Problem>) {
+        let refused = self.refused.iter().map(|(object, reason)| {
+            Problem::new(
+                object.clone(),
+                "the object",
+                format!("BIRD refuses what it gives, and it is left out: {reason}"),
+            )
+        });
+        let computed = self.computed.iter().flat_map(|computed| computed.problems.iter().cloned());
+        let all = computed.chain(of_syntax).chain(refused).chain(self.local_problems.iter().cloned());
+        self.report(all.collect());
     }
 
     /// Says each problem once, and when it is over.
@@ -221,14 +302,59 @@ impl Agent {
         self.problems = problems;
     }
 
+    /// Each daemon in turn. What one of them refuses is left out, and tried without.
+    async fn supervise_all(&mut self) -> Supervision {
+        let mut all = Supervision { alive: true, confirmed: true, ..Default::default() };
+        for programmer in &mut self.outputs.programmers {
+            let found = programmer.supervise().await;
+            all.alive &= found.alive;
+            all.confirmed &= found.confirmed;
+            all.reloaded |= found.reloaded;
+            all.recovering |= found.recovering;
+            all.changes.extend(found.changes);
+            all.error = all.error.or(found.error);
+        }
+        all
+    }
+
+    fn leave_out(&mut self, error: &ProgramError) -> bool {
+        let (ProgramError::Write(WriteError::Refused(refusal)) | ProgramError::Refused(refusal)) = error
+        else {
+            return false;
+        };
+        let Some(object) = refusal.object().filter(|_| self.refused.len() < MAX_REFUSED) else {
+            return false;
+        };
+        if self.refused.insert(object.to_owned(), refusal.to_string()).is_some() {
+            return false;
+        }
+        self.render();
+        true
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        self.outputs.programmers.iter().flat_map(|programmer| programmer.sessions().to_vec()).collect()
+    }
+
     async fn supervise(&mut self) {
-        let Supervision { alive, confirmed, reloaded, changes, error } = self.programmer.supervise().await;
+        let mut found = self.supervise_all().await;
+        while found.error.as_ref().is_some_and(|error| self.leave_out(error)) {
+            let before = std::mem::take(&mut found.changes);
+            found = self.supervise_all().await;
+            found.changes.splice(0..0, before);
+        }
+        let Supervision { alive, confirmed, reloaded, recovering, changes, error } = found;
+        let sessions = self.sessions();
+        let peers: Vec<&str> = self.outputs.programmers.iter().flat_map(Programmer::peers).collect();
+        let count = peers.len();
+        let troubles = self.watch.look(peers.into_iter(), &sessions, Instant::now());
+        self.say_troubles(&troubles);
         self.metrics.bird_up.set(f64::from(u8::from(alive)));
         self.metrics.confirmed.set(f64::from(u8::from(confirmed)));
         self.metrics.reloads.increment(u64::from(reloaded));
         if alive {
-            self.metrics.sessions(self.programmer.sessions());
-            self.reports.bgp(self.programmer.sessions().iter().map(Session::report).collect());
+            self.metrics.sessions(&sessions);
+            self.reports.bgp(sessions.iter().map(Session::report).collect());
         }
         for change in changes {
             match change {
@@ -240,7 +366,7 @@ impl Agent {
             }
         }
         if reloaded {
-            tracing::info!(peers = self.programmer.sessions().len(), "bird has read its configuration");
+            tracing::info!(peers = sessions.len(), "bird has read its configuration");
         }
         match &error {
             Some(error) => self.failed(error),
@@ -248,16 +374,31 @@ impl Agent {
                 if self.last_error.take().is_some() {
                     tracing::info!("bird is fine again");
                 }
-                if confirmed {
-                    self.health.ready();
-                } else {
+                if !confirmed {
                     self.health.beat();
+                } else if let Some(reason) = unready(self.started.elapsed(), count, recovering, &troubles) {
+                    self.health.not_ready(&reason);
+                } else {
+                    self.health.ready();
                 }
             }
         }
         self.confirmed = confirmed;
         if confirmed {
             self.acknowledge();
+        }
+    }
+
+    /// Says once that a peer does not come up, or does not stay up.
+    fn say_troubles(&mut self, troubles: &[Trouble]) {
+        self.metrics.troubled.set(troubles.len() as f64);
+        let lasting = troubles.iter().filter(|trouble| trouble.age >= TROUBLE_AFTER);
+        let now: BTreeMap<&str, &Trouble> = lasting.map(|trouble| (trouble.name.as_str(), trouble)).collect();
+        self.troubled.retain(|name| now.contains_key(name.as_str()));
+        for (name, trouble) in now {
+            if self.troubled.insert(name.to_owned()) {
+                tracing::warn!(peer = %trouble, "bgp peer in trouble");
+            }
         }
     }
 
@@ -283,5 +424,41 @@ impl Agent {
         if let Some(cut) = self.cut.take() {
             self.acks.send_replace(Some(cut));
         }
+    }
+}
+
+/// Why the node should get no traffic yet, as Calico's readiness check has it: first every peer has to be up and
+/// BIRD done with a restart, later one peer is enough. No peers are no reason.
+fn unready(running: Duration, peers: usize, recovering: bool, troubles: &[Trouble]) -> Option<String> {
+    let down: Vec<&Trouble> =
+        troubles.iter().filter(|trouble| trouble.state != State::Established.name()).collect();
+    let listed = || down.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if running < ALL_PEERS_FOR {
+        if recovering {
+            return Some("BIRD waits for its neighbours after a restart".to_owned());
+        }
+        (!down.is_empty()).then(|| format!("{} of {peers} peers are not up: {}", down.len(), listed()))
+    } else {
+        (peers > 0 && down.len() == peers).then(|| format!("none of {peers} peers is up: {}", listed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_first_every_peer_counts_and_later_one_is_enough() {
+        let trouble =
+            |state| Trouble { name: "a".into(), state, reason: None, age: Duration::ZERO, flaps: 0 };
+        let (early, late) = (Duration::from_secs(3), Duration::from_secs(300));
+        assert_eq!(unready(early, 0, false, &[]), None);
+        assert_eq!(unready(early, 2, false, &[]), None);
+        assert!(unready(early, 2, true, &[]).is_some());
+        let one = [trouble("Active")];
+        assert!(unready(early, 2, false, &one).unwrap().starts_with("1 of 2 peers are not up: a (Active"));
+        assert_eq!(unready(late, 2, true, &one), None);
+        assert!(unready(late, 1, false, &one).unwrap().starts_with("none of 1 peers is up"));
+        assert_eq!(unready(late, 1, false, &[trouble("Established")]), None, "flapping, but up");
     }
 }

@@ -8,6 +8,8 @@ use daemon::{Endpoint, Settings, Spec, spec};
 use typha_client::ClientTls;
 
 use crate::bgp::{LocalSettings, RouterId};
+use crate::local::LocalFiles;
+use crate::render::Syntax;
 
 pub const PREFIX: &str = "CONFD";
 pub const CONFIG_FILE: &str = "/etc/calico/confd.cfg";
@@ -29,12 +31,33 @@ pub static SPECS: &[Spec] = &[
     spec("BirdConfig", "/etc/calico/confd/config/bird.cfg", "The file that BIRD reads"),
     spec("BirdSocket", "/var/run/calico/bird.ctl", "BIRD's control socket"),
     spec("BirdBinary", "bird", "The BIRD 2 that checks a configuration before it is put in place"),
+    spec("Syntax", "bird2", "bird2: stock BIRD 2; classic: Calico's BIRD, two daemons with three files each"),
+    spec("Bird6Config", "/etc/calico/confd/config/bird6.cfg", "Classic only: the file that bird6 reads"),
+    spec("Bird6Socket", "/var/run/calico/bird6.ctl", "Classic only: bird6's control socket"),
+    spec("Bird6Binary", "bird6", "Classic only: the bird6 that checks a configuration"),
     spec("RouterId", "", "An address, or hash; the node's IPv4 address if not given; also CALICO_ROUTER_ID"),
     spec("BgpLogSeverity", "", "Overrides logSeverityScreen of BGPConfiguration; also BGP_LOGSEVERITYSCREEN"),
     spec(
         "AdvertiseClusterIps",
         "",
         "Replaces serviceClusterIPs of BGPConfiguration; also CALICO_ADVERTISE_CLUSTER_IPS",
+    ),
+    spec("KubernetesNode", "", "This node's name in Kubernetes, if it is another; also CALICO_K8S_NODE_REF"),
+    spec(
+        "IncompletePeers",
+        "withhold",
+        "A peering whose password or filter is missing: withhold it, or open it without as Calico does",
+    ),
+    spec(
+        "SecretsDir",
+        "/etc/calico/confd/secrets",
+        "Where Secrets with passwords are mounted, a folder each",
+    ),
+    spec("SecretNamespace", "kube-system", "Whose Secrets count in manifests; also NAMESPACE"),
+    spec(
+        "EndpointStatusPathPrefix",
+        "/var/run/calico",
+        "Where felix's folder endpoint-status is; also CALICO_ENDPOINT_STATUS_PATH_PREFIX",
     ),
     spec("LogSeverityScreen", "info", "Log level, or a filter such as info,confd=debug"),
     spec("LogFormat", "text", "text or json"),
@@ -47,7 +70,10 @@ pub static SPECS: &[Spec] = &[
 ];
 
 /// Variables of Calico's node that stand for one of ours, unless ours is given.
-const ALIASES: [(&str, &str); 5] = [
+const ALIASES: [(&str, &str); 8] = [
+    ("CALICO_K8S_NODE_REF", "KubernetesNode"),
+    ("NAMESPACE", "SecretNamespace"),
+    ("CALICO_ENDPOINT_STATUS_PATH_PREFIX", "EndpointStatusPathPrefix"),
     ("NODENAME", "Node"),
     ("FELIX_TYPHAADDR", "TyphaAddr"),
     ("CALICO_ROUTER_ID", "RouterId"),
@@ -61,13 +87,22 @@ pub struct Config {
     pub typhas: Vec<String>,
     pub typha_tls: Option<ClientTls>,
     pub typha_zone: String,
-    pub bird_config: PathBuf,
-    pub bird_socket: PathBuf,
-    pub bird_binary: PathBuf,
+    pub local_files: LocalFiles,
+    pub syntax: Syntax,
+    /// One for each of the syntax's daemons, in the order in which they are rendered.
+    pub birds: Vec<Bird>,
     pub log_level: String,
     pub log_format: String,
     pub health: Option<Endpoint>,
     pub metrics: Option<Endpoint>,
+}
+
+/// A BIRD daemon: what it reads, where it answers, and which program checks.
+#[derive(Clone, Debug)]
+pub struct Bird {
+    pub config: PathBuf,
+    pub socket: PathBuf,
+    pub binary: PathBuf,
 }
 
 /// The table of settings, for flags and `--help`.
@@ -116,14 +151,26 @@ impl Config {
             Ok(Some(Endpoint::new(settings.get::<String>(host)?, settings.get(port)?)))
         };
         let typhas: Vec<String> = settings.get("TyphaAddr")?;
+        let bird = |config: &str, socket: &str, binary: &str| -> anyhow::Result<Bird> {
+            Ok(Bird {
+                config: settings.get(config)?,
+                socket: settings.get(socket)?,
+                binary: find_program(settings.get(binary)?),
+            })
+        };
+        let syntax: Syntax = parsed(settings, "Syntax")?;
+        let mut birds = vec![bird("BirdConfig", "BirdSocket", "BirdBinary")?];
+        if syntax == Syntax::Classic {
+            birds.push(bird("Bird6Config", "Bird6Socket", "Bird6Binary")?);
+        }
         Ok(Config {
             local: local_settings(settings)?,
+            local_files: local_files(settings)?,
+            syntax,
+            birds,
             typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
             typha_tls: typha_tls(settings)?,
             typha_zone: settings.get("TyphaZone")?,
-            bird_config: settings.get("BirdConfig")?,
-            bird_socket: settings.get("BirdSocket")?,
-            bird_binary: find_program(settings.get("BirdBinary")?),
             log_level: settings.get("LogSeverityScreen")?,
             log_format: settings.get("LogFormat")?,
             health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
@@ -176,7 +223,23 @@ pub fn local_settings(settings: &Settings) -> anyhow::Result<LocalSettings> {
             Some(_) => Some(settings.get("AdvertiseClusterIps")?),
             None => None,
         },
+        kubernetes_node: settings.raw("KubernetesNode").filter(|name| !name.is_empty()).map(str::to_owned),
+        incomplete_peers: parsed(settings, "IncompletePeers")?,
     })
+}
+
+/// A setting that is one of few words.
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    settings: &Settings,
+    name: &str,
+) -> anyhow::Result<T> {
+    let text: String = settings.get(name)?;
+    text.parse().map_err(|error| anyhow::anyhow!(settings.refuse(name, format!("{error}"))))
+}
+
+pub fn local_files(settings: &Settings) -> anyhow::Result<LocalFiles> {
+    let prefix: PathBuf = settings.get("EndpointStatusPathPrefix")?;
+    Ok(LocalFiles { secrets: settings.get("SecretsDir")?, endpoint_status: prefix.join("endpoint-status") })
 }
 
 #[cfg(test)]

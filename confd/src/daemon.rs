@@ -11,7 +11,7 @@ use ::daemon::{CancellationToken, Health, Http, Metrics, Signals, Tasks};
 use tokio::sync::{mpsc, watch};
 use typha_client::ClientConfig;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Outputs};
 use crate::bird::program::Programmer;
 use crate::bird::write::ConfigFile;
 use crate::config::Config;
@@ -35,12 +35,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     let (events_out, events) = mpsc::channel(EVENT_BUFFER);
     let (acks_out, acks) = watch::channel(None);
-    let file = ConfigFile::new(config.bird_config, config.bird_binary);
-    let programmer = Programmer::new(file, config.bird_socket);
+    let programmers = config
+        .birds
+        .into_iter()
+        .map(|bird| Programmer::new(ConfigFile::new(bird.config, bird.binary), bird.socket))
+        .collect();
+    let outputs = Outputs { syntax: config.syntax, programmers, local_files: config.local_files };
     let software = concat!("bulrush-confd ", env!("CARGO_PKG_VERSION"));
     let mut client = ClientConfig::new(config.typhas, config.local.node.clone(), "confd", software);
     (client.tls, client.zone) = (config.typha_tls, config.typha_zone);
-    let agent = Agent::new(config.local, programmer, acks_out, ConfdMetrics::new(), reporter)
+    let agent = Agent::new(config.local, outputs, acks_out, ConfdMetrics::new(), reporter)
         .reporting(client.reports.clone());
 
     let mut tasks = Tasks::new(cancel.clone());

@@ -9,8 +9,8 @@ pub mod bgp;
 pub mod bird;
 pub mod config;
 pub mod daemon;
+pub mod launch;
+pub mod local;
 pub mod metrics;
-mod offline;
+pub mod offline;
 pub mod render;
-
-pub use offline::render_manifests;

@@ -1,17 +1,21 @@
 //! The `confd` program: the daemon, and `confd render` for looking at what it would write.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
+use confd::bgp::IncompletePeers;
 use confd::config::{self, Config};
+use confd::offline;
 use confd::render::Syntax;
 
 fn main() -> ExitCode {
     let matches = command().get_matches();
     let result = match matches.subcommand() {
         Some(("render", matches)) => render(matches),
+        Some(("bird", matches)) => bird(matches),
         _ => run(&matches),
     };
     match result {
@@ -37,6 +41,19 @@ fn command() -> Command {
         .arg(path("config-file").help("Settings, as name = value lines [default: /etc/calico/confd.cfg if there]"))
         .args(config::settings().args())
         .subcommand(
+            Command::new("bird")
+                .about("Starts BIRD, with graceful restart (-R) only where the kernel holds its routes")
+                .after_help("Example:\n  confd bird -f -c /etc/calico/confd/config/bird.cfg -s /var/run/calico/bird.ctl")
+                .arg(
+                    Arg::new("arguments")
+                        .num_args(0..)
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true)
+                        .value_parser(value_parser!(OsString))
+                        .help("Arguments of BIRD"),
+                ),
+        )
+        .subcommand(
             Command::new("render")
                 .about("Writes the configuration of a node that manifests give, and touches nothing else")
                 .arg(Arg::new("node").long("node").required(true).help("The node's name"))
@@ -46,10 +63,29 @@ fn command() -> Command {
                         .long("syntax")
                         .default_value("bird2")
                         .value_parser(|text: &str| text.parse::<Syntax>())
-                        .help("bird2: stock BIRD 2, one file; classic: Calico's BIRD, not available yet"),
+                        .help("bird2: stock BIRD 2, one file; classic: Calico's BIRD, three files for each family"),
+                )
+                .arg(
+                    Arg::new("incomplete-peers")
+                        .long("incomplete-peers")
+                        .value_name("withhold|open")
+                        .value_parser(|text: &str| text.parse::<IncompletePeers>())
+                        .help(
+                            "Peerings whose password or filter is missing [default: withhold; open with \
+                             --syntax classic, to compare with what Calico's confd writes]",
+                        ),
                 )
                 .arg(path("out").required(true).help("The folder to write to")),
         )
+}
+
+fn bird(matches: &ArgMatches) -> anyhow::Result<()> {
+    let no_flags = Command::new("confd").args(config::settings().args()).get_matches_from(["confd"]);
+    let settings = config::load(&no_flags, &environment(), None)?;
+    let config = Config::from_settings(&settings)?;
+    let arguments: Vec<OsString> = matches.get_many("arguments").into_iter().flatten().cloned().collect();
+    let binary = config.birds.first().context("no BIRD is configured")?.binary.clone();
+    confd::launch::exec(&binary, &arguments)
 }
 
 fn environment() -> Vec<(String, String)> {
@@ -89,9 +125,20 @@ fn render(matches: &ArgMatches) -> anyhow::Result<()> {
     let settings = config::load(&no_flags, &environment(), None)?;
     let mut local = config::local_settings(&settings)?;
     local.node = node.clone();
-    let written = confd::render_manifests(&local, manifests, syntax, out, &mut |problem| {
+    let state = config::local_files(&settings)?.read();
+    local.incomplete_peers = match matches.get_one::<IncompletePeers>("incomplete-peers") {
+        Some(given) => *given,
+        None if syntax == Syntax::Classic && settings.raw("IncompletePeers").is_none() => {
+            IncompletePeers::Open
+        }
+        None => local.incomplete_peers,
+    };
+    let read = offline::read_manifests(manifests, &settings.get::<String>("SecretNamespace")?);
+    let written = offline::render_manifests(&local, read, state, syntax, out, &mut |problem| {
         eprintln!("confd: {problem}");
     })?;
-    println!("{}", Path::new(&written).display());
+    for path in written {
+        println!("{}", path.display());
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::bird::sessions::{Session, State};
 const SESSIONS: &str = "confd_bgp_sessions";
 const ROUTES_IMPORTED: &str = "confd_bgp_routes_imported";
 const ROUTES_EXPORTED: &str = "confd_bgp_routes_exported";
+const TROUBLED: &str = "confd_bgp_peers_in_trouble";
 const BIRD_UP: &str = "confd_bird_up";
 const CONFIRMED: &str = "confd_config_confirmed";
 const RELOADS: &str = "confd_bird_reloads_total";
@@ -24,6 +25,7 @@ pub struct ConfdMetrics {
     sessions: [(State, Gauge); State::ALL.len()],
     routes_imported: Gauge,
     routes_exported: Gauge,
+    pub troubled: Gauge,
     pub bird_up: Gauge,
     pub confirmed: Gauge,
     pub reloads: Counter,
@@ -39,6 +41,7 @@ impl ConfdMetrics {
         describe_gauge!(SESSIONS, "BGP sessions of this node by state");
         describe_gauge!(ROUTES_IMPORTED, "Routes taken from BGP peers");
         describe_gauge!(ROUTES_EXPORTED, "Routes given to BGP peers");
+        describe_gauge!(TROUBLED, "Peers that are missing, not up, or lost again and again");
         describe_gauge!(BIRD_UP, "1 while BIRD answers at its control socket");
         describe_gauge!(CONFIRMED, "1 while BIRD runs the latest configuration");
         describe_counter!(RELOADS, "Times that BIRD was told to read its configuration");
@@ -51,6 +54,7 @@ impl ConfdMetrics {
             sessions: State::ALL.map(|state| (state, gauge!(SESSIONS, "state" => state.name()))),
             routes_imported: gauge!(ROUTES_IMPORTED),
             routes_exported: gauge!(ROUTES_EXPORTED),
+            troubled: gauge!(TROUBLED),
             bird_up: gauge!(BIRD_UP),
             confirmed: gauge!(CONFIRMED),
             reloads: counter!(RELOADS),
@@ -61,6 +65,7 @@ impl ConfdMetrics {
             updates: counter!(UPDATES),
         };
         made.sessions(&[]);
+        made.troubled.set(0.0);
         made.bird_up.set(0.0);
         made.confirmed.set(0.0);
         made.problems.set(0.0);

@@ -284,7 +284,6 @@ fn a_bad_object_takes_only_itself_away() {
                 peer.node_selector = "has(".into();
                 peer.peer_ip = "10.9.0.3".into();
             }),
-            peer("local", |peer| peer.local_workload_selector = "all()".into()),
             peer("good", |peer| {
                 peer.peer_ip = "10.9.0.1".into();
                 peer.as_number = 65001;
@@ -302,7 +301,6 @@ fn a_bad_object_takes_only_itself_away() {
             ("BGPPeer(bad-ip)", "spec.peerIP"),
             ("BGPPeer(bad-selector)", "spec.nodeSelector"),
             ("BGPPeer(link-local)", "spec.peerIP"),
-            ("BGPPeer(local)", "spec.localWorkloadSelector"),
         ]
     );
 }
@@ -314,7 +312,7 @@ fn of_two_mirrored_ends_one_waits() {
     {
         for (left, left_address, right, right_address) in pairs {
             let waits = |node: &str, other: &str| {
-                let text = rendered(node, &updates).text;
+                let text = rendered(node, &updates).text().to_owned();
                 let name = format!("protocol bgp Node_{}", other.replace('.', "_"));
                 let at = text.find(&name).unwrap_or_else(|| panic!("{node} has no {name}"));
                 let end = at + text[at..].find("\n}").unwrap();

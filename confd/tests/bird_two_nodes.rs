@@ -165,7 +165,7 @@ async fn a_refused_configuration_changes_nothing_and_names_its_line() {
     let sessions = since(&one);
 
     let mut broken = rendered("n1", &with([block("n1", "10.244.9.64/26")]));
-    broken.text = broken.text.replace("neighbor 172.30.0.12", "nieghbor 172.30.0.12");
+    broken.files[0].text = broken.text().replace("neighbor 172.30.0.12", "nieghbor 172.30.0.12");
     one.want(broken.clone());
     for _ in 0..2 {
         let found = one.supervise().await;

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use syncer_common::model::values;
 
 use super::peers::NodeView;
+use super::services::{Ranges, Services};
 use super::{Family, LocalSettings, Problem, by_store_name};
 
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -44,29 +45,23 @@ pub(super) fn blocks(own: Option<&BTreeMap<IpNet, values::BlockAffinity>>, famil
 }
 
 #[derive(Debug, Default)]
-pub(super) struct ServiceRanges {
+pub(super) struct ServiceRoutes {
     pub statics: Vec<IpNet>,
     pub kernel_rejects: Vec<IpNet>,
     pub reflected: Vec<IpNet>,
 }
 
-/// The ranges that BGPConfiguration alone gives. A range of one address is announced per service, not as
-/// a range.
+/// The ranges of both families. A range of one address is announced per Service, not as a range.
 pub(super) fn service_ranges(
-    family: Family,
     local: &LocalSettings,
     default: &values::BgpConfiguration,
-    me: &NodeView<'_>,
     problems: &mut Vec<Problem>,
-) -> ServiceRanges {
+) -> Ranges {
     let mut parse = |ranges: &[String], field: &str| -> Vec<IpNet> {
         let mut nets = Vec::new();
         for text in ranges {
             match text.parse::<IpNet>() {
-                Ok(net) if Family::of_net(net) == family => nets.push(net.trunc()),
-                Ok(_) => {}
-                // Said once, not once per family.
-                Err(_) if family == Family::V6 => {}
+                Ok(net) => nets.push(net.trunc()),
                 Err(_) => problems.push(Problem::new(
                     "BGPConfiguration(default)",
                     field,
@@ -76,31 +71,53 @@ pub(super) fn service_ranges(
         }
         nets
     };
-    let cluster = match &local.advertise_cluster_ips {
-        Some(ranges) => parse(ranges, "CALICO_ADVERTISE_CLUSTER_IPS"),
-        None => parse(&default.service_cluster_ips, "spec.serviceClusterIPs"),
-    };
-    let external = parse(&default.service_external_ips, "spec.serviceExternalIPs");
-    let load_balancer = parse(&default.service_load_balancer_ips, "spec.serviceLoadBalancerIPs");
-
-    let many = |net: &&IpNet| net.prefix_len() < family.bits();
-    let mut ranges: BTreeSet<IpNet> = cluster.iter().copied().collect();
-    ranges.extend(external.iter().filter(many));
-    if default.service_load_balancer_aggregation != "Disabled" {
-        ranges.extend(load_balancer.iter().filter(many));
+    Ranges {
+        cluster: match &local.advertise_cluster_ips {
+            Some(ranges) => parse(ranges, "CALICO_ADVERTISE_CLUSTER_IPS"),
+            None => parse(&default.service_cluster_ips, "spec.serviceClusterIPs"),
+        },
+        external: parse(&default.service_external_ips, "spec.serviceExternalIPs"),
+        load_balancer: parse(&default.service_load_balancer_ips, "spec.serviceLoadBalancerIPs"),
+        aggregated: default.service_load_balancer_aggregation != "Disabled",
     }
-    let mut kernel_rejects: Vec<IpNet> = ranges.into_iter().collect();
-    kernel_rejects.sort_by_cached_key(by_store_name);
+}
 
+/// What a node announces for Services, and what it keeps out of its kernel.
+pub(super) fn service_routes(
+    family: Family,
+    ranges: &Ranges,
+    services: &Services,
+    local: &LocalSettings,
+    me: &NodeView<'_>,
+) -> ServiceRoutes {
+    let of_family = |net: &&IpNet| Family::of_net(**net) == family;
+    let many = |net: &&IpNet| net.prefix_len() < family.bits();
+    let external = ranges.external.iter().filter(of_family);
+    let load_balancer = ranges.load_balancer.iter().filter(of_family);
+    let mut whole: BTreeSet<IpNet> = ranges.cluster.iter().filter(of_family).copied().collect();
+    whole.extend(external.clone().filter(many));
+    if ranges.aggregated {
+        whole.extend(load_balancer.clone().filter(many));
+    }
     let excluded =
         me.labels.and_then(|labels| labels.get(EXCLUDE_LABEL)).is_some_and(|value| value == "true");
-    ServiceRanges {
-        statics: if excluded { Vec::new() } else { kernel_rejects.clone() },
-        kernel_rejects,
-        reflected: if me.cluster_id.is_some() {
-            load_balancer.into_iter().chain(external).collect()
-        } else {
-            Vec::new()
+    let mut statics = BTreeSet::new();
+    if !excluded {
+        statics.clone_from(&whole);
+        let node = local.kubernetes_node.as_deref().unwrap_or(&local.node);
+        statics.extend(services.host_routes(ranges, node, family));
+    }
+    let sorted = |nets: BTreeSet<IpNet>| {
+        let mut nets: Vec<IpNet> = nets.into_iter().collect();
+        nets.sort_by_cached_key(by_store_name);
+        nets
+    };
+    ServiceRoutes {
+        statics: sorted(statics),
+        kernel_rejects: sorted(whole),
+        reflected: match me.cluster_id {
+            Some(_) => load_balancer.chain(external).copied().collect(),
+            None => Vec::new(),
         },
     }
 }
@@ -113,7 +130,7 @@ pub enum Community {
 }
 
 impl Community {
-    fn parse(text: &str) -> Option<Community> {
+    pub(super) fn parse(text: &str) -> Option<Community> {
         let mut parts = text.split(':');
         let (first, second, third) = (parts.next()?, parts.next()?, parts.next());
         if parts.next().is_some() {

@@ -5,18 +5,24 @@
 //! Pure: no clock, no files, no sockets. A bad object takes only itself away and is named in `problems`.
 
 mod aggregates;
+mod expansion;
+mod filters;
 mod model;
+mod parsed;
 mod peers;
 mod pools;
+mod services;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
 pub use aggregates::{Advertisement, Block, Community};
+pub use filters::{Direction, Filter, NetMatch, Operation, Operator, PeerType, Rule};
 pub use model::Model;
-pub use peers::{NextHop, Origin, Peer};
+pub use peers::{NextHop, Origin, Password, Peer};
 pub use pools::{ClusterRoutes, Encapsulation, Pool};
 
 /// What the node itself contributes: its name and the settings of its environment.
@@ -28,6 +34,43 @@ pub struct LocalSettings {
     pub log_severity: Option<String>,
     /// Replaces `serviceClusterIPs` of BGPConfiguration.
     pub advertise_cluster_ips: Option<Vec<String>>,
+    /// The node's name in Kubernetes, where it is another one.
+    pub kubernetes_node: Option<String>,
+    pub incomplete_peers: IncompletePeers,
+}
+
+/// What becomes of a peering whose password or filter is not at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IncompletePeers {
+    /// It is not opened until it is complete.
+    #[default]
+    Withhold,
+    /// It is opened without, as Calico's confd does.
+    Open,
+}
+
+impl std::str::FromStr for IncompletePeers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<IncompletePeers, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "withhold" => Ok(IncompletePeers::Withhold),
+            "open" => Ok(IncompletePeers::Open),
+            _ => Err(format!("{text:?} is neither withhold nor open")),
+        }
+    }
+}
+
+/// Contents of Secrets: by name, then by key. Not for any log.
+pub type Secrets = BTreeMap<String, BTreeMap<String, String>>;
+
+/// A workload of this node that asked for BGP, as felix reports it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkloadPeer {
+    /// The BGPPeer that selects it.
+    pub peer: String,
+    pub v4: Option<IpAddr>,
+    pub v6: Option<IpAddr>,
 }
 
 /// How the router ID is chosen.
@@ -63,6 +106,8 @@ pub struct BgpModel {
     pub cluster_id: Option<Ipv4Addr>,
     pub ignored_interfaces: Vec<String>,
     pub cluster_routes: ClusterRoutes,
+    /// Every filter that can be used, by name.
+    pub filters: BTreeMap<String, Filter>,
     pub v4: FamilyModel,
     pub v6: FamilyModel,
     pub problems: Vec<Problem>,
@@ -71,6 +116,20 @@ pub struct BgpModel {
 impl BgpModel {
     pub fn families(&self) -> [&FamilyModel; 2] {
         [&self.v4, &self.v6]
+    }
+
+    /// The same without some objects. Peerings that need one of their filters go with it: opened without, they
+    /// could let in, or give away, what it is there to stop.
+    pub fn without(&self, objects: &BTreeMap<String, String>) -> BgpModel {
+        let mut model = self.clone();
+        model.filters.retain(|name, _| !objects.contains_key(&format!("BGPFilter({name})")));
+        for family in [&mut model.v4, &mut model.v6] {
+            family.peers.retain(|peer| {
+                !objects.contains_key(&peer.because)
+                    && peer.filters.iter().all(|name| model.filters.contains_key(name))
+            });
+        }
+        model
     }
 
     /// Every peer of both families.
@@ -94,6 +153,14 @@ impl Family {
         Family::of(net.addr())
     }
 
+    /// 4 or 6.
+    pub fn version(self) -> u8 {
+        match self {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        }
+    }
+
     /// Bits of an address.
     pub fn bits(self) -> u8 {
         match self {
@@ -109,10 +176,14 @@ pub struct FamilyModel {
     pub family: Family,
     /// The node's own address: without one there are no peers.
     pub address: Option<IpAddr>,
+    /// The network that the address is in.
+    pub subnet: Option<IpNet>,
+    /// Next hops that WireGuard serves: felix's.
+    pub wireguard_next_hops: Vec<IpAddr>,
     /// The metric of an ordinary route; a lower one marks a route that may leave its block.
     pub route_priority: u32,
     pub blocks: Vec<Block>,
-    /// Service ranges to originate.
+    /// Service ranges and addresses to originate.
     pub statics: Vec<IpNet>,
     /// Ranges that never belong into this node's kernel.
     pub kernel_rejects: Vec<IpNet>,

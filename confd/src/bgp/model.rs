@@ -10,16 +10,20 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use syncer_common::model::{Key, Update, Value, values};
 
-use super::peers::{Expansion, NodeView, can_be_peer};
+use super::expansion::Expansion;
+use super::filters::Filter;
+use super::parsed::References;
+use super::peers::{NodeView, can_be_peer};
+use super::services::{Ranges, Services};
 use super::{
-    BgpModel, ClusterRoutes, Family, FamilyModel, LocalSettings, LogLevel, Problem, RouterId, aggregates,
-    pools,
+    BgpModel, ClusterRoutes, Family, FamilyModel, LocalSettings, LogLevel, Problem, RouterId, Secrets,
+    WorkloadPeer, aggregates, pools,
 };
 
 const DEFAULT_AS: u32 = 64512;
 const DEFAULT_ROUTE_PRIORITY: u32 = 1024;
 /// Local preferences are `i32::MAX - metric`; a metric beyond it has none.
-const MAX_ROUTE_PRIORITY: u32 = 2_147_483_646;
+pub(super) const MAX_ROUTE_PRIORITY: u32 = 2_147_483_646;
 
 /// Everything that confd knows of the cluster.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +34,11 @@ pub struct Model {
     pub(super) affinities: BTreeMap<String, BTreeMap<IpNet, values::BlockAffinity>>,
     pub(super) configurations: BTreeMap<String, values::BgpConfiguration>,
     pub(super) peers: BTreeMap<String, values::BgpPeer>,
+    filters: BTreeMap<String, values::BgpFilter>,
+    wireguard: BTreeMap<String, values::Wireguard>,
+    services: Services,
+    secrets: Secrets,
+    pub(super) workloads: Vec<WorkloadPeer>,
 }
 
 impl Model {
@@ -56,6 +65,11 @@ impl Model {
                     removed
                 }
             },
+            Key::Wireguard { node } => match update.value {
+                Ok(Value::Wireguard(wireguard)) => set(&mut self.wireguard, node, wireguard),
+                Ok(_) => false,
+                Err(_) => self.wireguard.remove(&node).is_some(),
+            },
             Key::Resource(key) => match (key.kind.as_str(), update.value) {
                 ("Node", Ok(Value::Node(node))) => set(&mut self.nodes, key.name, node),
                 ("Node", Err(_)) => self.nodes.remove(&key.name).is_some(),
@@ -65,10 +79,39 @@ impl Model {
                 ("BGPConfiguration", Err(_)) => self.configurations.remove(&key.name).is_some(),
                 ("BGPPeer", Ok(Value::BgpPeer(peer))) => set(&mut self.peers, key.name, peer),
                 ("BGPPeer", Err(_)) => self.peers.remove(&key.name).is_some(),
+                ("BGPFilter", Ok(Value::BgpFilter(filter))) => set(&mut self.filters, key.name, filter),
+                ("BGPFilter", Err(_)) => self.filters.remove(&key.name).is_some(),
+                ("KubernetesService", Ok(Value::Service(service))) => {
+                    set(&mut self.services.services, (key.namespace, key.name), service)
+                }
+                ("KubernetesService", Err(_)) => {
+                    self.services.services.remove(&(key.namespace, key.name)).is_some()
+                }
+                ("KubernetesEndpointSlice", Ok(Value::EndpointSlice(slice))) => {
+                    set(&mut self.services.slices, (key.namespace, key.name), slice)
+                }
+                ("KubernetesEndpointSlice", Err(_)) => {
+                    self.services.slices.remove(&(key.namespace, key.name)).is_some()
+                }
                 _ => false,
             },
             _ => false,
         }
+    }
+
+    /// Passwords that are at hand; `true` when they are others than before.
+    pub fn set_secrets(&mut self, secrets: Secrets) -> bool {
+        let changed = self.secrets != secrets;
+        self.secrets = secrets;
+        changed
+    }
+
+    /// Workloads of this node that peer; `true` when they are others than before.
+    pub fn set_workloads(&mut self, mut workloads: Vec<WorkloadPeer>) -> bool {
+        workloads.sort();
+        let changed = self.workloads != workloads;
+        self.workloads = workloads;
+        changed
     }
 
     /// The configuration of one node.
@@ -129,15 +172,34 @@ impl Model {
             .cloned()
             .collect();
 
-        let mut peers =
-            Expansion { model: self, default, default_as, me, nodes: &views, problems: &mut problems }
-                .peers();
+        let mut filters = BTreeMap::new();
+        for (name, given) in &self.filters {
+            match Filter::parse(name, given) {
+                Ok(filter) => {
+                    filters.insert(name.clone(), filter);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let references =
+            References { secrets: &self.secrets, filters: &filters, incomplete: local.incomplete_peers };
+        let mut peers = Expansion {
+            model: self,
+            default,
+            default_as,
+            me,
+            nodes: &views,
+            references,
+            problems: &mut problems,
+        }
+        .peers();
         peers.sort_by_cached_key(|peer| peer.name());
         let (peers_v4, peers_v6) = peers.into_iter().partition(|peer| peer.address.is_ipv4());
 
-        let mut v4 = self.family(Family::V4, local, default, own, me, &mut problems);
+        let ranges = aggregates::service_ranges(local, default, &mut problems);
+        let mut v4 = self.family(Family::V4, local, default, me, &ranges, &mut problems);
         v4.peers = peers_v4;
-        let mut v6 = self.family(Family::V6, local, default, own, me, &mut problems);
+        let mut v6 = self.family(Family::V6, local, default, me, &ranges, &mut problems);
         v6.peers = peers_v6;
 
         let router_id = match (local.router_id, me.v4) {
@@ -159,6 +221,7 @@ impl Model {
             cluster_id: me.cluster_id,
             ignored_interfaces,
             cluster_routes: ClusterRoutes::parse(&default.program_cluster_routes),
+            filters,
             v4,
             v6,
             problems,
@@ -170,8 +233,8 @@ impl Model {
         family: Family,
         local: &LocalSettings,
         default: &values::BgpConfiguration,
-        own: Option<&values::BgpConfiguration>,
         me: &NodeView<'_>,
+        ranges: &Ranges,
         problems: &mut Vec<Problem>,
     ) -> FamilyModel {
         let priority = match family {
@@ -193,19 +256,46 @@ impl Model {
                 DEFAULT_ROUTE_PRIORITY
             }
         };
-        let ranges = aggregates::service_ranges(family, local, default, me, problems);
+        let own = self.configurations.get(&format!("node.{}", local.node));
+        let routes = aggregates::service_routes(family, ranges, &self.services, local, me);
         FamilyModel {
             family,
             address: me.address(family),
+            subnet: me.subnets[usize::from(family == Family::V6)],
+            wireguard_next_hops: self.wireguard_next_hops(family, me.name),
             route_priority,
             blocks: aggregates::blocks(self.affinities.get(&local.node), family),
-            statics: ranges.statics,
-            kernel_rejects: ranges.kernel_rejects,
-            reflected: ranges.reflected,
+            statics: routes.statics,
+            kernel_rejects: routes.kernel_rejects,
+            reflected: routes.reflected,
             pools: pools::pools(&self.pools, family),
             advertisements: aggregates::advertisements(family, &local.node, default, own, problems),
             peers: Vec::new(),
         }
+    }
+
+    /// Nodes that this one has a WireGuard tunnel to.
+    fn wireguard_next_hops(&self, family: Family, me: &str) -> Vec<IpAddr> {
+        let has_tunnel = |node: &str| {
+            self.wireguard.get(node).is_some_and(|wireguard| match family {
+                Family::V4 => !wireguard.interface_ipv4_addr.is_empty(),
+                Family::V6 => !wireguard.interface_ipv6_addr.is_empty(),
+            })
+        };
+        if !has_tunnel(me) {
+            return Vec::new();
+        }
+        let others = self.nodes.iter().filter(|(name, _)| *name != me && has_tunnel(name));
+        others
+            .filter_map(|(_, node)| {
+                let bgp = node.bgp.as_ref()?;
+                let text = match family {
+                    Family::V4 => &bgp.ipv4_address,
+                    Family::V6 => &bgp.ipv6_address,
+                };
+                text.split('/').next()?.parse().ok()
+            })
+            .collect()
     }
 
     fn view<'a>(
@@ -259,6 +349,9 @@ impl Model {
         };
         view.v4 = address(&bgp.ipv4_address, "spec.bgp.ipv4Address", Family::V4);
         view.v6 = address(&bgp.ipv6_address, "spec.bgp.ipv6Address", Family::V6);
+        let subnet = |text: &str| text.contains('/').then(|| text.parse::<IpNet>().ok()).flatten();
+        view.subnets =
+            [subnet(&bgp.ipv4_address), subnet(&bgp.ipv6_address)].map(|net| net.map(|net| net.trunc()));
         if !bgp.route_reflector_cluster_id.is_empty() {
             match bgp.route_reflector_cluster_id.parse::<Ipv4Addr>() {
                 Ok(id) => view.cluster_id = Some(id),

@@ -3,4 +3,5 @@
 pub mod control;
 pub mod program;
 pub mod sessions;
+pub mod watch;
 pub mod write;

@@ -1,7 +1,8 @@
 //! Brings BIRD to run a configuration, and keeps it running that one.
 //!
 //! A configuration is confirmed when the running BIRD itself names its marker, is done reconfiguring and
-//! lists every peer of it. Anything less is tried again at the next `supervise`: a BIRD that restarted with
+//! lists every peer of it. A BIRD of the classic syntax cannot name one: there it counts that nobody has
+//! reconfigured or restarted it since we did. Anything less is tried again at the next `supervise`: a BIRD that restarted with
 //! an older file, a socket that came back, a file that somebody edited. What BIRD refused is not tried a
 //! second time until something changes; the old configuration stays in force, in BIRD and on disk.
 
@@ -11,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use super::control::{Control, ControlError};
 use super::sessions::{self, Change, Session};
-use super::write::{ConfigFile, Installed, Refusal, WriteError};
+use super::write::{ConfigFile, Installed, Previous, Refusal, WriteError};
 use crate::render::Rendered;
 
 /// How long a reconfiguration is waited for before the next supervision looks at it again.
@@ -45,13 +46,14 @@ pub struct Supervision {
     pub confirmed: bool,
     /// BIRD had to be told to read its file.
     pub reloaded: bool,
+    /// BIRD waits for its neighbours before it writes routes.
+    pub recovering: bool,
     pub changes: Vec<Change>,
     /// What stands in the way, if anything.
     pub error: Option<ProgramError>,
 }
 
 /// The owner of BIRD's file and control socket.
-#[derive(Debug)]
 pub struct Programmer {
     file: ConfigFile,
     socket: PathBuf,
@@ -59,7 +61,9 @@ pub struct Programmer {
     /// Time and size of the file while it is known to hold `wanted`.
     on_disk: Option<(SystemTime, u64)>,
     /// What stood in the file before `wanted`, until BIRD confirms that.
-    previous: Option<String>,
+    previous: Option<Previous>,
+    /// What an unmarked BIRD has loaded: our marker, and its own times of start and reconfiguration.
+    loaded: Option<(String, String, String)>,
     /// Why `wanted` was refused.
     refusal: Option<Refusal>,
     sessions: Vec<Session>,
@@ -74,6 +78,7 @@ impl Programmer {
             wanted: None,
             on_disk: None,
             previous: None,
+            loaded: None,
             refusal: None,
             sessions: Vec::new(),
             readings: 0,
@@ -83,6 +88,11 @@ impl Programmer {
     /// The sessions as last read.
     pub fn sessions(&self) -> &[Session] {
         &self.sessions
+    }
+
+    /// The peers that it should have.
+    pub fn peers(&self) -> impl Iterator<Item = &str> {
+        self.wanted.iter().flat_map(|wanted| wanted.peers.iter().map(String::as_str))
     }
 
     /// Sets what BIRD shall run; `supervise` makes it so. Another text with the same meaning is no change.
@@ -102,6 +112,14 @@ impl Programmer {
         let mut found = Supervision { error: self.install().await.err(), ..Default::default() };
         let mut control = match Control::connect(&self.socket).await {
             Ok(control) => control,
+            // Of two daemons, the one of a family that has no peers need not run.
+            Err(_) if found.error.is_none() && self.is_idle() => {
+                found.changes = sessions::changes(&self.sessions, &[]);
+                self.sessions.clear();
+                found.alive = true;
+                found.confirmed = true;
+                return found;
+            }
             Err(error) => {
                 found.error.get_or_insert(error.into());
                 return found;
@@ -110,7 +128,7 @@ impl Programmer {
         found.alive = true;
         if found.error.is_none() {
             match self.load(&mut control, &mut found.reloaded).await {
-                Ok(()) => {}
+                Ok(recovering) => found.recovering = recovering,
                 Err(ProgramError::Control(ControlError::Refused(message))) => {
                     found.error = Some(self.step_back(&message).await);
                 }
@@ -148,11 +166,11 @@ impl Programmer {
         if self.on_disk.is_some() && self.on_disk == stamp(self.file.path()).await {
             return Ok(());
         }
-        match self.file.install(&wanted.text).await {
+        match self.file.install(&wanted.files).await {
             Ok(Installed::Unchanged) => {}
             Ok(Installed::Written { previous }) => {
                 tracing::info!(path = %self.file.path().display(), marker = wanted.marker, "configuration written");
-                self.previous = previous;
+                self.previous = Some(previous);
             }
             Err(error) => {
                 if let WriteError::Refused(refusal) = &error {
@@ -165,33 +183,56 @@ impl Programmer {
         Ok(())
     }
 
-    /// Has BIRD read the file unless it runs it already, and waits until it is done.
-    async fn load(&self, control: &mut Control, reloaded: &mut bool) -> Result<(), ProgramError> {
-        let Some(wanted) = &self.wanted else { return Ok(()) };
-        if control.running_marker().await?.as_ref() != Some(&wanted.marker) {
+    /// Has BIRD read the file unless it runs it already, and waits until it is done. Says whether BIRD recovers
+    /// from a restart.
+    async fn load(&mut self, control: &mut Control, reloaded: &mut bool) -> Result<bool, ProgramError> {
+        let Some(wanted) = &self.wanted else { return Ok(false) };
+        let runs = if wanted.marked {
+            control.running_marker().await?.as_ref() == Some(&wanted.marker)
+        } else {
+            let status = control.status().await?;
+            let now = (wanted.marker.clone(), status.last_reboot, status.last_reconfiguration);
+            self.loaded.as_ref() == Some(&now)
+        };
+        if !runs {
             let theirs = control.configure().await?;
             *reloaded = true;
-            if control.running_marker().await?.as_ref() != Some(&wanted.marker) {
-                return Err(ProgramError::OtherFile { ours: self.file.path().to_owned(), theirs });
+            let ours = self.file.path();
+            let other = if wanted.marked {
+                control.running_marker().await?.as_ref() != Some(&wanted.marker)
+            } else {
+                Path::new(&theirs) != ours
+            };
+            if other {
+                return Err(ProgramError::OtherFile { ours: ours.to_owned(), theirs });
             }
         }
         let deadline = tokio::time::Instant::now() + RECONFIGURATION_WAIT;
-        while control.status().await?.reconfiguring {
+        loop {
+            let status = control.status().await?;
+            if !status.reconfiguring {
+                let loaded = (wanted.marker.clone(), status.last_reboot, status.last_reconfiguration);
+                self.loaded = Some(loaded).filter(|_| !wanted.marked);
+                return Ok(status.graceful_restart);
+            }
             if tokio::time::Instant::now() >= deadline {
                 return Err(ProgramError::Reconfiguring);
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
     }
 
     /// Puts the old file back, so that a restarted BIRD runs what this one does.
     async fn step_back(&mut self, message: &str) -> ProgramError {
-        let text = self.wanted.as_ref().map_or("", |wanted| &wanted.text);
+        let text = self.wanted.as_ref().map_or("", Rendered::text);
         let refusal = Refusal::read(message, self.file.path(), text);
         self.on_disk = None;
         self.refusal = Some(refusal.clone());
-        match self.file.restore(self.previous.take().as_deref()).await {
+        let restored = match self.previous.take() {
+            Some(previous) => self.file.restore(&previous).await,
+            None => Ok(()),
+        };
+        match restored {
             Ok(()) => ProgramError::Refused(refusal),
             Err(error) => error.into(),
         }
@@ -213,6 +254,10 @@ impl Programmer {
         let changes = sessions::changes(&self.sessions, &read);
         self.sessions = read;
         Ok(changes)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| !wanted.marked && wanted.peers.is_empty())
     }
 
     fn missing_peers(&self) -> Vec<String> {

@@ -80,7 +80,9 @@ impl Session {
 
     /// The same, for the datastore. A peer's address and type are in the session's name.
     pub fn report(&self) -> typha_client::BgpSession {
-        let (origin, rest) = self.name.split_once('_').unwrap_or(("", &self.name));
+        let name = self.name.strip_prefix("Local_").unwrap_or(&self.name);
+        let (origin, rest) = name.split_once('_').unwrap_or(("", name));
+        let rest = rest.split("_port_").next().unwrap_or(rest);
         let dots = rest.replace('_', ".");
         let peer = match dots.parse::<std::net::Ipv4Addr>() {
             Ok(_) => dots,
@@ -89,6 +91,7 @@ impl Session {
         let kind = match origin {
             "Mesh" => "node-to-node mesh",
             "Node" => "node specific",
+            "Workload" => "local workload",
             _ => "global",
         };
         typha_client::BgpSession {
@@ -219,6 +222,8 @@ mod tests {
         for (name, peer, kind) in [
             ("Mesh_10_0_0_2", "10.0.0.2", "node-to-node mesh"),
             ("Node_fd00__2", "fd00::2", "node specific"),
+            ("Node_10_0_0_3_port_1790", "10.0.0.3", "node specific"),
+            ("Local_Workload_10_0_0_4", "10.0.0.4", "local workload"),
             ("Global_fd00_0_0_0_0_0_0_1", "fd00:0:0:0:0:0:0:1", "global"),
         ] {
             let row = format!("{name} BGP --- up 04:59:40.218 Established");

@@ -1,7 +1,8 @@
-//! BIRD's configuration file: staged beside it, checked by BIRD, renamed into place.
+//! BIRD's configuration files: staged in a folder beside them, checked by BIRD, renamed into place.
 //!
-//! The file is only ever a configuration that BIRD has accepted: a refused one leaves the old file as it
-//! is. A file that means the same already is not touched.
+//! They are only ever a configuration that BIRD has accepted: a refused one leaves the old files as they
+//! are. Files that mean the same already are not touched. What the main file includes is put in place
+//! before it, so that a BIRD which starts in between finds everything.
 
 use std::fs::Permissions;
 use std::io;
@@ -14,7 +15,7 @@ use tokio::fs;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::render::{meaning, statement_at};
+use crate::render::{File, meaning, object_at, statement_at};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -38,6 +39,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The object that the statement comes from, as in `BGPPeer(rack-1)`.
+    pub fn object(&self) -> Option<&str> {
+        object_at(self.statement.as_deref()?)
+    }
+
     /// From BIRD's output, `bird: FILE:LINE:COLUMN message`, about this text.
     pub fn read(output: &str, file: &Path, text: &str) -> Refusal {
         let file = file.display().to_string();
@@ -70,16 +76,19 @@ impl std::fmt::Display for Refusal {
 }
 
 /// How an installation went.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Installed {
     Unchanged,
     /// With what stood there before, for `ConfigFile::restore`.
     Written {
-        previous: Option<String>,
+        previous: Previous,
     },
 }
 
-/// A configuration file and the BIRD that checks it.
+/// What stood in each file, by name; `None` where there was no file. It holds passwords.
+pub type Previous = Vec<(&'static str, Option<String>)>;
+
+/// A main configuration file, those beside it that it includes, and the BIRD that checks them.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
     path: PathBuf,
@@ -91,75 +100,115 @@ impl ConfigFile {
         ConfigFile { path: path.into(), checker: checker.into() }
     }
 
+    /// The main file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the file say `text`, if BIRD accepts it.
-    pub async fn install(&self, text: &str) -> Result<Installed, WriteError> {
-        let previous = match fs::read(&self.path).await {
-            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(self.io("read", source)),
+    /// Where a file goes: the first is the main one, whatever its name here.
+    fn place(&self, index: usize, name: &str) -> PathBuf {
+        if index == 0 { self.path.clone() } else { self.path.with_file_name(name) }
+    }
+
+    /// Makes the files say what is wanted, if BIRD accepts it.
+    pub async fn install(&self, files: &[File]) -> Result<Installed, WriteError> {
+        let mut previous = Previous::new();
+        for (index, file) in files.iter().enumerate() {
+            let place = self.place(index, file.name);
+            previous.push(match fs::read(&place).await {
+                Ok(bytes) => (file.name, Some(String::from_utf8_lossy(&bytes).into_owned())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (file.name, None),
+                Err(source) => return Err(WriteError::Io { what: "read", path: place, source }),
+            });
+        }
+        let same = |(old, new): (&(&str, Option<String>), &File)| {
+            old.1.as_deref().is_some_and(|old| meaning(old) == meaning(&new.text))
         };
-        if previous.as_deref().is_some_and(|previous| meaning(previous) == meaning(text)) {
+        if previous.iter().zip(files).all(same) {
             return Ok(Installed::Unchanged);
         }
-        let staged = self.stage(text).await?;
-        if let Err(error) = self.check(&staged, text).await {
-            self.discard(&staged).await;
-            return Err(error);
-        }
-        self.rename(&staged, text).await?;
-        Ok(Installed::Written { previous })
+        let texts: Vec<(&str, &str)> = files.iter().map(|file| (file.name, file.text.as_str())).collect();
+        let placed = async {
+            self.stage(&texts).await?;
+            self.check(files).await?;
+            self.put_in_place(&texts).await
+        };
+        let placed = placed.await;
+        self.discard().await;
+        placed.map(|()| Installed::Written { previous })
     }
 
     /// Puts back what stood there, after a running BIRD refused what its own check accepted.
-    pub async fn restore(&self, previous: Option<&str>) -> Result<(), WriteError> {
-        let Some(previous) = previous else { return Ok(()) };
-        let staged = self.stage(previous).await?;
-        self.rename(&staged, previous).await
+    pub async fn restore(&self, previous: &Previous) -> Result<(), WriteError> {
+        let texts: Option<Vec<(&str, &str)>> =
+            previous.iter().map(|(name, text)| Some((*name, text.as_deref()?))).collect();
+        let Some(texts) = texts else { return Ok(()) };
+        self.stage(&texts).await?;
+        let placed = self.put_in_place(&texts).await;
+        self.discard().await;
+        placed
     }
 
-    /// Writes beside the file. A BIRD that has given up root must be able to read what we put in place, so
-    /// owner and mode are those of the file as it is, or the folder's owner where there is none.
-    async fn stage(&self, text: &str) -> Result<PathBuf, WriteError> {
-        let staged = staged_path(&self.path);
-        let directory = directory(&self.path);
+    /// Always the same folder, so that what a crash leaves behind is used up by the next run.
+    fn staging(&self) -> PathBuf {
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.path.with_file_name(format!(".{name}.staged"))
+    }
+
+    fn staged(&self, index: usize, name: &str) -> PathBuf {
+        let main = self.path.file_name().unwrap_or_default();
+        self.staging().join(if index == 0 { main } else { name.as_ref() })
+    }
+
+    /// Writes beside the files. A BIRD that has given up root must be able to read what we put in place, so
+    /// owner and mode are those of the main file as it is, or the folder's owner where there is none.
+    async fn stage(&self, texts: &[(&str, &str)]) -> Result<(), WriteError> {
+        let staging = self.staging();
         let write = async {
-            fs::create_dir_all(directory).await?;
+            // Of earlier versions a file had this name.
+            if fs::symlink_metadata(&staging).await.is_ok_and(|found| !found.is_dir()) {
+                fs::remove_file(&staging).await?;
+            }
+            fs::create_dir_all(&staging).await?;
             let old = fs::metadata(&self.path).await.ok();
-            // Peers' passwords end up in this file.
+            // Peers' passwords end up in these files.
             let mode = old.as_ref().map_or(0o640, |old| old.permissions().mode() & 0o777);
             let owner = match old {
                 Some(old) => old,
-                None => fs::metadata(directory).await?,
+                None => fs::metadata(directory(&self.path)).await?,
             };
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(mode)
-                .open(&staged)
-                .await?;
-            file.set_permissions(Permissions::from_mode(mode)).await?;
-            let written = file.metadata().await?;
-            if (written.uid(), written.gid()) != (owner.uid(), owner.gid())
-                && let Err(error) = chown(&staged, Some(owner.uid()), Some(owner.gid()))
-            {
-                tracing::debug!(path = %staged.display(), %error, "owner of the configuration not kept");
+            for (index, (name, text)) in texts.iter().enumerate() {
+                let path = self.staged(index, name);
+                let mut options = fs::OpenOptions::new();
+                let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&path).await?;
+                file.set_permissions(Permissions::from_mode(mode)).await?;
+                let written = file.metadata().await?;
+                if (written.uid(), written.gid()) != (owner.uid(), owner.gid())
+                    && let Err(error) = chown(&path, Some(owner.uid()), Some(owner.gid()))
+                {
+                    tracing::debug!(path = %path.display(), %error, "owner of the configuration not kept");
+                }
+                file.write_all(text.as_bytes()).await?;
+                // `sync_all` keeps the error of a write that went before to itself.
+                file.flush().await?;
+                file.sync_all().await?;
             }
-            file.write_all(text.as_bytes()).await?;
-            file.sync_all().await
+            Ok(())
         };
-        write.await.map_err(|source| WriteError::Io { what: "write", path: staged.clone(), source })?;
-        Ok(staged)
+        match write.await {
+            Ok(()) => Ok(()),
+            Err(source) => {
+                self.discard().await;
+                Err(WriteError::Io { what: "write", path: staging, source })
+            }
+        }
     }
 
-    async fn check(&self, staged: &Path, text: &str) -> Result<(), WriteError> {
+    async fn check(&self, files: &[File]) -> Result<(), WriteError> {
         let failed = |source| WriteError::Check { binary: self.checker.clone(), source };
+        let staged = self.staged(0, "");
         let mut command = Command::new(&self.checker);
-        command.arg("-p").arg("-c").arg(staged).stdin(Stdio::null()).kill_on_drop(true);
+        command.arg("-p").arg("-c").arg(&staged).stdin(Stdio::null()).kill_on_drop(true);
         let output = match tokio::time::timeout(CHECK_TIMEOUT, command.output()).await {
             Ok(output) => output.map_err(failed)?,
             Err(_) => return Err(failed(io::Error::from(io::ErrorKind::TimedOut))),
@@ -172,20 +221,27 @@ impl ConfigFile {
         if said.trim().is_empty() {
             said = output.status.to_string();
         }
-        Err(WriteError::Refused(Refusal::read(&said, staged, text)))
+        let refusal = files
+            .iter()
+            .enumerate()
+            .map(|(index, file)| Refusal::read(&said, &self.staged(index, file.name), &file.text));
+        let place = refusal.clone().find(|refusal| refusal.line.is_some());
+        let unknown = || Refusal { message: said.trim().to_owned(), line: None, statement: None };
+        Err(WriteError::Refused(place.unwrap_or_else(unknown)))
     }
 
-    async fn rename(&self, staged: &Path, text: &str) -> Result<(), WriteError> {
-        match fs::rename(staged, &self.path).await {
-            Ok(()) => {}
-            // A file that is mounted by itself cannot be replaced, only rewritten.
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                self.discard(staged).await;
-                fs::write(&self.path, text).await.map_err(|source| self.io("write", source))?;
-            }
-            Err(source) => {
-                self.discard(staged).await;
-                return Err(self.io("replace", source));
+    /// The main file last.
+    async fn put_in_place(&self, texts: &[(&str, &str)]) -> Result<(), WriteError> {
+        for (index, (name, text)) in texts.iter().enumerate().rev() {
+            let place = self.place(index, name);
+            match fs::rename(self.staged(index, name), &place).await {
+                Ok(()) => {}
+                // A file that is mounted by itself cannot be replaced, only rewritten.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    let written = fs::write(&place, text).await;
+                    written.map_err(|source| WriteError::Io { what: "write", path: place, source })?;
+                }
+                Err(source) => return Err(WriteError::Io { what: "replace", path: place, source }),
             }
         }
         let directory = directory(&self.path);
@@ -193,9 +249,13 @@ impl ConfigFile {
         synced.await.map_err(|source| self.io("sync the directory of", source))
     }
 
-    async fn discard(&self, staged: &Path) {
-        if let Err(error) = fs::remove_file(staged).await {
-            tracing::warn!(path = %staged.display(), %error, "staged configuration stays behind");
+    async fn discard(&self) {
+        let staging = self.staging();
+        match fs::remove_dir_all(&staging).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %staging.display(), %error, "staged configuration stays behind");
+            }
+            _ => {}
         }
     }
 
@@ -208,28 +268,32 @@ fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Always the same name, so that what a crash leaves behind is used up by the next run.
-fn staged_path(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.staged"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn files(text: &str) -> Vec<File> {
+        vec![File { name: "bird.cfg", text: text.to_owned() }]
+    }
+
+    async fn install(file: &ConfigFile, text: &str) -> Option<Previous> {
+        match file.install(&files(text)).await.unwrap() {
+            Installed::Unchanged => None,
+            Installed::Written { previous } => Some(previous),
+        }
+    }
 
     #[tokio::test]
     async fn mode_is_kept_and_equal_meaning_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/bird.cfg");
         let file = ConfigFile::new(&path, "/bin/true");
-        assert_eq!(file.install("a b;\n").await.unwrap(), Installed::Written { previous: None });
+        assert_eq!(install(&file, "a b;\n").await, Some(vec![("bird.cfg", None)]));
         let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(), 0o640);
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(file.install("a  b; # again\n").await.unwrap(), Installed::Unchanged);
-        let previous = Some("a b;\n".to_owned());
-        assert_eq!(file.install("a c;\n").await.unwrap(), Installed::Written { previous });
+        assert_eq!(install(&file, "a  b; # again\n").await, None);
+        assert_eq!(install(&file, "a c;\n").await, Some(vec![("bird.cfg", Some("a b;\n".to_owned()))]));
         assert_eq!(mode(), 0o644);
         assert_eq!(std::fs::read_dir(dir.path().join("made")).unwrap().count(), 1, "nothing staged is left");
     }
@@ -238,9 +302,26 @@ mod tests {
     async fn without_a_checker_nothing_is_put_in_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bird.cfg");
-        let error = ConfigFile::new(&path, "/no/such/bird").install("a;\n").await.unwrap_err();
+        let error = ConfigFile::new(&path, "/no/such/bird").install(&files("a;\n")).await.err().unwrap();
         assert!(error.to_string().contains("/no/such/bird"), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn included_files_are_in_place_before_the_file_that_includes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = ConfigFile::new(dir.path().join("main.cfg"), "/bin/true");
+        let all = [("bird.cfg", "include \"more.cfg\";"), ("more.cfg", "a;")]
+            .map(|(name, text)| File { name, text: text.into() });
+        file.install(&all).await.unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((read("main.cfg"), read("more.cfg")), (all[0].text.clone(), all[1].text.clone()));
+        // A change of an included file alone is one as well, and can be taken back.
+        let changed = [all[0].clone(), File { name: "more.cfg", text: "b;".into() }];
+        let Installed::Written { previous } = file.install(&changed).await.unwrap() else { panic!() };
+        assert_eq!(read("more.cfg"), "b;");
+        file.restore(&previous).await.unwrap();
+        assert_eq!(read("more.cfg"), "a;");
     }
 
     #[test]

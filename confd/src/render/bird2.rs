@@ -7,20 +7,19 @@
 //! 32 would override every `krt_metric`), and that connected routes are not written back to the kernel.
 //! BIRD 2 has no tunnels: IPIP routes are always felix's.
 
-use std::fmt::Write;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::{MARKER, Rendered, meaning};
+use super::filters::{add, calls, function};
+use super::text::{Text, comment, push};
+use super::{File, MARKER, MAX_PREFERENCE, Rendered};
 use crate::bgp::{
-    Advertisement, BgpModel, Community, Encapsulation, Family, FamilyModel, LogLevel, NextHop, Origin, Peer,
+    Advertisement, BgpModel, Direction, Encapsulation, FamilyModel, Filter, LogLevel, NextHop, Origin, Peer,
     Problem,
 };
 
 pub const FILE_NAME: &str = "bird.cfg";
-
-/// A local preference is this less the route's metric, so that the metric travels.
-const MAX_PREFERENCE: u32 = 2_147_483_647;
 
 /// Route protocols that felix marks its routes with (`boot` and Calico's own 80).
 const FELIX_ROUTE_PROTOCOLS: &str = "[3, 80]";
@@ -38,19 +37,16 @@ pub(super) fn render(model: &BgpModel) -> Rendered {
         }
     }
     let body = body.0;
-    let mut marker = String::with_capacity(32);
-    for byte in &Sha256::digest(meaning(&body).as_bytes())[..16] {
-        push(&mut marker, format_args!("{byte:02x}"));
-    }
+    let marker = super::marker(std::iter::once(body.as_str()));
     let text = format!(
         "# BIRD 2 configuration of node {}, written by confd: changes made here are lost.\n\
          define {MARKER} = \"{marker}\";\n\n{body}",
         comment(&model.node)
     );
     Rendered {
-        file_name: FILE_NAME,
-        text,
+        files: vec![File { name: FILE_NAME, text }],
         marker,
+        marked: true,
         peers: model.peers().map(Peer::name).collect(),
         problems: problems(model),
     }
@@ -91,7 +87,7 @@ fn general(out: &mut Text, model: &BgpModel) {
 
 /// Blocks, statics, filters and the kernel protocol of a family.
 fn routes(out: &mut Text, model: &BgpModel, family: &FamilyModel) {
-    let v = version(family.family);
+    let v = family.family.version();
     let priority = family.route_priority;
 
     out.line(format_args!("\nprotocol static static{v} {{"));
@@ -152,6 +148,15 @@ fn routes(out: &mut Text, model: &BgpModel, family: &FamilyModel) {
     for net in &family.kernel_rejects {
         out.line(format_args!("  if net ~ {net} then reject;"));
     }
+    // A blackhole for one address of a Service would keep the node itself from reaching it.
+    for net in &family.statics {
+        if !family.kernel_rejects.iter().any(|range| range.contains(net)) {
+            out.line(format_args!("  if source = RTS_STATIC && net = {net} then reject;"));
+        }
+    }
+    for address in &family.wireguard_next_hops {
+        out.line(format_args!("  if defined(bgp_next_hop) && bgp_next_hop = {address} then reject;"));
+    }
     out.line("  if source = RTS_BGP && !defined(krt_metric) then {");
     out.line(format_args!("    krt_metric = {priority};"));
     out.line(format_args!(
@@ -179,52 +184,107 @@ fn communities(out: &mut Text, advertisement: &Advertisement) {
         return;
     }
     out.line(format_args!("  if net ~ {} then {{", advertisement.cidr));
-    for community in &advertisement.communities {
-        match community {
-            Community::Standard(a, b) => out.line(format_args!("    bgp_community.add(({a}, {b}));")),
-            Community::Large(a, b, c) => {
-                out.line(format_args!("    bgp_large_community.add(({a}, {b}, {c}));"))
-            }
-        }
-    }
+    advertisement.communities.iter().for_each(|community| out.line(format_args!("    {}", add(community))));
     out.line("  }");
 }
 
 /// Filters, templates and peers of a family.
 fn sessions(out: &mut Text, model: &BgpModel, family: &FamilyModel) {
-    let v = version(family.family);
+    let v = family.family.version();
     let priority = family.route_priority;
 
-    out.line(format_args!("\nfilter import_v{v} {{"));
-    out.line(format_args!(
-        "  if defined(bgp_local_pref) && bgp_local_pref > {} then preference = 200;",
-        MAX_PREFERENCE - priority
-    ));
-    out.line("  accept;\n}");
-    for (kind, internal) in [("ibgp", true), ("ebgp", false)] {
-        out.line(format_args!("\nfilter export_{kind}_v{v} {{"));
-        out.line(format_args!(
-            "  if source = RTS_BGP && defined(bgp_local_pref) then krt_metric = {MAX_PREFERENCE} - bgp_local_pref;"
-        ));
-        out.line(format_args!("  else {{\n    if !defined(krt_metric) then krt_metric = {priority};"));
-        out.line(format_args!("    bgp_local_pref = {MAX_PREFERENCE} - krt_metric;\n  }}"));
-        out.line(format_args!("  export_v{v}({internal});\n  reject;\n}}"));
-        out.line(format_args!("\ntemplate bgp {kind}{v} {{"));
-        out.line("  multihop;\n  graceful restart;");
+    for filter in used(model, family) {
+        function(out, filter, Direction::Import, family.family);
+        function(out, filter, Direction::Export, family.family);
+    }
+    // One filter for all peers that need the same, whatever their number.
+    let mut filters: BTreeMap<String, (Direction, bool, Vec<String>)> = BTreeMap::new();
+    for direction in [Direction::Import, Direction::Export] {
+        for same_as in [true, false] {
+            let name = filter_name(family, direction, same_as, &[]);
+            filters.insert(name, (direction, same_as, Vec::new()));
+        }
+        for peer in family.peers.iter().filter(|peer| !peer.filters.is_empty()) {
+            let calls = peer_calls(model, family, peer, direction);
+            let name = filter_name(family, direction, peer.same_as, &calls);
+            filters.insert(name, (direction, peer.same_as, calls));
+        }
+    }
+    for (name, (direction, same_as, calls)) in &filters {
+        out.line(format_args!("\nfilter {name} {{"));
+        match direction {
+            Direction::Import => {
+                calls.iter().for_each(|call| out.line(format_args!("  {call}")));
+                out.line(format_args!(
+                    "  if defined(bgp_local_pref) && bgp_local_pref > {} then preference = 200;",
+                    MAX_PREFERENCE - priority
+                ));
+                out.line("  accept;\n}");
+            }
+            Direction::Export => {
+                out.line(format_args!(
+                    "  if source = RTS_BGP && defined(bgp_local_pref) then krt_metric = {MAX_PREFERENCE} - bgp_local_pref;"
+                ));
+                out.line(format_args!(
+                    "  else {{\n    if !defined(krt_metric) then krt_metric = {priority};"
+                ));
+                out.line(format_args!("    bgp_local_pref = {MAX_PREFERENCE} - krt_metric;\n  }}"));
+                calls.iter().for_each(|call| out.line(format_args!("  {call}")));
+                out.line(format_args!("  export_v{v}({same_as});\n  reject;\n}}"));
+            }
+        }
+    }
+    for same_as in [true, false] {
+        let kind = if same_as { "ibgp" } else { "ebgp" };
+        out.line(format_args!("\ntemplate bgp {kind}{v} {{\n  multihop;\n  graceful restart;"));
         out.line("  connect delay time 1;\n  connect retry time 3;\n  error wait time 1, 10;");
         out.line(format_args!("  ipv{v} {{\n    gateway recursive;\n    add paths on;"));
         out.line(format_args!(
-            "    import filter import_v{v};\n    export filter export_{kind}_v{v};\n  }};\n}}"
+            "    import filter {};\n    export filter {};\n  }};\n}}",
+            filter_name(family, Direction::Import, same_as, &[]),
+            filter_name(family, Direction::Export, same_as, &[]),
         ));
     }
     out.line("");
     family.peers.iter().for_each(|peer| self::peer(out, model, family, peer));
 }
 
+/// The filters that some peer of the family names.
+fn used<'a>(model: &'a BgpModel, family: &FamilyModel) -> impl Iterator<Item = &'a Filter> {
+    let names: BTreeSet<&String> = family.peers.iter().flat_map(|peer| &peer.filters).collect();
+    model.filters.iter().filter(move |(name, _)| names.contains(name)).map(|(_, filter)| filter)
+}
+
+fn peer_calls(model: &BgpModel, family: &FamilyModel, peer: &Peer, direction: Direction) -> Vec<String> {
+    let filters = peer.filters.iter().filter_map(|name| model.filters.get(name));
+    calls(filters, direction, family.family, peer.same_as)
+}
+
+/// Equal for peers whose routes pass the same, and the same in every rendering: BIRD compares filters by
+/// name first, and sends a peer's routes again where its filter is another.
+fn filter_name(family: &FamilyModel, direction: Direction, same_as: bool, calls: &[String]) -> String {
+    let v = family.family.version();
+    let own = match (direction, same_as) {
+        (Direction::Import, _) => format!("import_v{v}"),
+        (Direction::Export, true) => format!("export_ibgp_v{v}"),
+        (Direction::Export, false) => format!("export_ebgp_v{v}"),
+    };
+    if calls.is_empty() {
+        return own;
+    }
+    let digest = Sha256::digest(calls.join(" "));
+    let hash: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{own}_{hash}")
+}
+
 fn peer(out: &mut Text, model: &BgpModel, family: &FamilyModel, peer: &Peer) {
-    let v = version(family.family);
-    let template = if peer.same_as { "ibgp" } else { "ebgp" };
-    out.line(format_args!("protocol bgp {} from {template}{v} {{ # {}", peer.name(), comment(&peer.because)));
+    let v = family.family.version();
+    out.line(format_args!(
+        "protocol bgp {} from {}{v} {{ # {}",
+        peer.name(),
+        if peer.same_as { "ibgp" } else { "ebgp" },
+        comment(&peer.because)
+    ));
     let mut local = String::from("local");
     // BIRD can listen on one address only where the session says which.
     let source = peer.source.or(family.address.filter(|_| model.bind_node_address));
@@ -258,10 +318,24 @@ fn peer(out: &mut Text, model: &BgpModel, family: &FamilyModel, peer: &Peer) {
     if let Some(times) = peer.allowed_own_as {
         out.line(format_args!("  allow local as {times};"));
     }
+    if let Some(password) = &peer.password {
+        out.line(format_args!("  password \"{}\";", password.reveal()));
+    }
+    let mut channel = String::new();
+    for (direction, word) in [(Direction::Import, "import"), (Direction::Export, "export")] {
+        let calls = peer_calls(model, family, peer, direction);
+        if !calls.is_empty() {
+            let name = filter_name(family, direction, peer.same_as, &calls);
+            push(&mut channel, format_args!(" {word} filter {name};"));
+        }
+    }
     match peer.next_hop {
         NextHop::Auto => {}
-        NextHop::Own => out.line(format_args!("  ipv{v} {{ next hop self; }};")),
-        NextHop::Keep => out.line(format_args!("  ipv{v} {{ next hop keep; }};")),
+        NextHop::Own => channel.push_str(" next hop self;"),
+        NextHop::Keep => channel.push_str(" next hop keep;"),
+    }
+    if !channel.is_empty() {
+        out.line(format_args!("  ipv{v} {{{channel} }};"));
     }
     out.line("}");
 }
@@ -271,30 +345,4 @@ fn peer(out: &mut Text, model: &BgpModel, family: &FamilyModel, peer: &Peer) {
 fn is_passive(family: &FamilyModel, peer: &Peer) -> bool {
     let lower = family.address.is_some_and(|own| peer.address.to_string() > own.to_string());
     peer.passive || (peer.mirrored && peer.origin != Origin::Mesh && lower)
-}
-
-fn version(family: Family) -> u8 {
-    match family {
-        Family::V4 => 4,
-        Family::V6 => 6,
-    }
-}
-
-/// Text from the datastore inside a comment: it must not end the line.
-fn comment(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// Text that grows by lines.
-#[derive(Default)]
-struct Text(String);
-
-impl Text {
-    fn line(&mut self, line: impl std::fmt::Display) {
-        push(&mut self.0, format_args!("{line}\n"));
-    }
-}
-
-fn push(text: &mut String, more: std::fmt::Arguments<'_>) {
-    text.write_fmt(more).expect("writing to a string cannot fail");
 }

@@ -1,29 +1,36 @@
 //! What a configuration text means, comments and layout apart, and which statement a line belongs to.
 
-/// The text without comments and with single spaces: two files with the same meaning need no reload.
+/// The text without comments and with single spaces: two files with the same meaning need no reload. What
+/// stands in quotes stays as it is.
 pub fn meaning(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
-    for line in text.lines() {
-        for word in without_comment(line).split_whitespace() {
-            if !result.is_empty() {
-                result.push(' ');
-            }
-            result.push_str(word);
+    let mut quote = None;
+    let mut comment = false;
+    let mut space = false;
+    for c in text.chars() {
+        if comment {
+            comment = c != '\n';
+            continue;
         }
+        match quote {
+            Some(end) => quote = Some(end).filter(|end| *end != c),
+            None if c == '#' => {
+                (comment, space) = (true, true);
+                continue;
+            }
+            None if c.is_whitespace() => {
+                space = true;
+                continue;
+            }
+            None => quote = Some(c).filter(|c| matches!(c, '"' | '\'')),
+        }
+        if space && !result.is_empty() {
+            result.push(' ');
+        }
+        space = false;
+        result.push(c);
     }
     result
-}
-
-fn without_comment(line: &str) -> &str {
-    let mut quoted = false;
-    for (offset, c) in line.char_indices() {
-        match c {
-            '"' => quoted = !quoted,
-            '#' if !quoted => return &line[..offset],
-            _ => {}
-        }
-    }
-    line
 }
 
 /// The first line of the top-level statement that a line (counted from 1) is part of, with its comment,
@@ -38,17 +45,26 @@ pub fn statement_at(text: &str, line: usize) -> Option<&str> {
         .map(|line| line.trim_end_matches(['{', ' ']))
 }
 
+/// The object in a statement's comment, as in `BGPPeer(rack-1)`.
+pub fn object_at(statement: &str) -> Option<&str> {
+    let (_, object) = statement.rsplit_once("# ")?;
+    let (kind, name) = object.strip_suffix(')')?.split_once('(')?;
+    (kind.chars().all(|c| c.is_ascii_alphanumeric()) && !name.is_empty()).then_some(object)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_layout_mean_nothing() {
+    fn comments_and_layout_mean_nothing_and_what_is_quoted_stays() {
         let one = "filter x {  # why\n  accept;\n}\n\n# the end\n";
         let other = "filter x {\naccept; }";
         assert_eq!(meaning(one), meaning(other));
         assert_eq!(meaning("interface \"a#b\"; # c"), "interface \"a#b\";");
         assert_ne!(meaning("a b"), meaning("ab"));
+        assert_ne!(meaning("password \"a  b\";"), meaning("password \"a b\";"));
+        assert_eq!(meaning("password \"it's\"; # c\nx"), "password \"it's\"; x");
     }
 
     #[test]
@@ -57,5 +73,14 @@ mod tests {
         assert_eq!(statement_at(text, 3), Some("protocol bgp Node_1 from ibgp4 { # BGPPeer(a)"));
         assert_eq!(statement_at(text, 99), Some("protocol bgp Node_1 from ibgp4 { # BGPPeer(a)"));
         assert_eq!(statement_at("", 1), None);
+    }
+
+    #[test]
+    fn a_statement_names_the_object_that_it_comes_from() {
+        assert_eq!(object_at("protocol bgp Node_1 from ibgp4 { # BGPPeer(a)"), Some("BGPPeer(a)"));
+        assert_eq!(object_at("function 'x'() { # BGPFilter(f.g)"), Some("BGPFilter(f.g)"));
+        for none in ["router id 1.1.1.1;", "filter import_v4 { # why (not)", "x # ()"] {
+            assert_eq!(object_at(none), None, "{none}");
+        }
     }
 }

@@ -6,8 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use confd::agent::Outputs;
 use confd::bird::program::Programmer;
 use confd::bird::write::ConfigFile;
+use confd::local::LocalFiles;
+use confd::render::Syntax;
 use tempfile::TempDir;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -104,6 +107,18 @@ impl LabNode {
         Programmer::new(ConfigFile::new(self.config(), bird().unwrap()), self.socket())
     }
 
+    /// For an agent; Secrets are looked for in the node's folder.
+    pub fn outputs(&self) -> Outputs {
+        Outputs {
+            syntax: Syntax::Bird2,
+            programmers: vec![self.programmer()],
+            local_files: LocalFiles {
+                secrets: self.dir.join("secrets"),
+                endpoint_status: self.dir.join("endpoint-status"),
+            },
+        }
+    }
+
     /// Starts BIRD on what its file holds, or on nothing at all.
     pub fn start_bird(&mut self) {
         if !self.config().exists() {
@@ -125,6 +140,11 @@ impl LabNode {
             .spawn()
             .unwrap();
         self.bird = Some(child);
+    }
+
+    pub fn signal_bird(&self, signal: &str) {
+        let pid = std::fs::read_to_string(self.dir.join("bird.pid")).unwrap();
+        run("kill", &[&format!("-{signal}"), pid.trim()]);
     }
 
     /// Ends BIRD as a crash would: it cannot take its routes away.

@@ -1,6 +1,7 @@
 //! Builders for the objects of a small cluster.
 #![allow(dead_code)]
 
+pub mod cases;
 pub mod lab;
 
 use confd::bgp::{BgpModel, LocalSettings, Model};
@@ -100,7 +101,7 @@ fn compute_in_order<'a>(node: &str, updates: impl Iterator<Item = &'a Update>) -
 }
 
 pub fn rendered(node: &str, updates: &[Update]) -> Rendered {
-    render(&compute(node, updates), Syntax::Bird2)
+    render(&compute(node, updates), Syntax::Bird2).remove(0)
 }
 
 pub fn names(model: &BgpModel) -> Vec<String> {

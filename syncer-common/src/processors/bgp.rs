@@ -22,7 +22,8 @@ fn cidrs(items: &[CidrItem], field: &str) -> Result<Vec<String>, FieldError> {
             .map(|net| net.to_string())
             .map_err(|reason| FieldError::new(format!("{field}[{index}].cidr"), reason))
     };
-    items.iter().enumerate().map(parse).collect()
+    // An item may say nothing at all.
+    items.iter().enumerate().filter(|(_, item)| !item.cidr.is_empty()).map(parse).collect()
 }
 
 pub(super) fn convert_configuration(key: &ResourceKey, resource: &Resource) -> Result<Update, FieldError> {
@@ -120,7 +121,9 @@ fn filter_rule(rule: &BgpFilterRule, field: &str) -> Result<v1::BgpFilterRule, F
     let cidr = match rule.cidr.as_str() {
         "" => String::new(),
         text => {
-            parse_net(text).map_err(|reason| FieldError::new(format!("{field}.cidr"), reason))?.to_string()
+            let net = parse_net(text).map_err(|reason| FieldError::new(format!("{field}.cidr"), reason))?;
+            // As it is written, unless host bits have to be masked.
+            if text.parse() == Ok(net) { text.to_owned() } else { net.to_string() }
         }
     };
     let length = rule.prefix_length.clone().unwrap_or_default();
