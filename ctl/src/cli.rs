@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::Output;
-use crate::{certs, convert, fleet, patch, settings};
+use crate::{bgp, certs, convert, fleet, patch, settings};
 
 /// Reads and writes the resources of a cluster, in its datastore.
 #[derive(Parser)]
@@ -173,6 +173,12 @@ pub enum Command {
     /// Addresses: who has them, and how many are left.
     #[command(subcommand)]
     Ipam(Ipam),
+    /// This machine as a node.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// BGP of the whole cluster.
+    #[command(subcommand)]
+    Bgp(Bgp),
     /// The datastore itself.
     #[command(subcommand)]
     Datastore(DatastoreCommand),
@@ -266,6 +272,36 @@ pub struct IpamShow {
     /// Show the settings of IPAM.
     #[arg(long)]
     pub show_configuration: bool,
+}
+
+#[derive(Subcommand)]
+pub enum NodeCommand {
+    /// Show the BGP sessions of this node.
+    ///
+    /// Asks BIRD, stock or Calico's; no datastore is needed. Exit status 1 when felix or BIRD does not run.
+    #[command(
+        after_help = "Examples:\n  bulrushctl node status\n  bulrushctl node status --bird-socket /run/bird/bird.ctl"
+    )]
+    Status {
+        /// BIRD's control socket [default: bird.ctl in /var/run/calico, /var/run/bird or /run/bird]
+        #[arg(long)]
+        bird_socket: Option<PathBuf>,
+        /// The same of Calico's second daemon, bird6.
+        #[arg(long)]
+        bird6_socket: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Bgp {
+    /// Say whether a full mesh is too large, and which nodes should reflect routes instead.
+    ///
+    /// With --apply the change is made in an order that loses no route: peerings, reflectors one by one, and the
+    /// mesh goes last.
+    #[command(
+        after_help = "Examples:\n  bulrushctl bgp advise\n  bulrushctl bgp advise --reflectors rr1,rr2 --apply"
+    )]
+    Advise(bgp::Advise),
 }
 
 #[derive(Subcommand)]

@@ -8,8 +8,17 @@ pub enum Align {
     Right,
 }
 
+/// With the headings in the middle, as `calicoctl node status` has them.
+pub fn centred(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    table(columns, rows, true)
+}
+
 /// Every row has as many cells as there are columns.
 pub fn render(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    table(columns, rows, false)
+}
+
+fn table(columns: &[(&str, Align)], rows: &[Vec<String>], centred: bool) -> String {
     let widths: Vec<usize> = columns
         .iter()
         .enumerate()
@@ -26,7 +35,13 @@ pub fn render(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
         });
         cells.collect::<String>() + "|\n"
     };
-    let mut text = border.clone() + &line(&mut columns.iter().copied()) + &border;
+    let headings = columns.iter().zip(&widths).map(|((heading, align), width)| match centred {
+        true => (format!("{heading:^width$}"), *align),
+        false => ((*heading).to_owned(), *align),
+    });
+    let headings: Vec<(String, Align)> = headings.collect();
+    let mut text =
+        border.clone() + &line(&mut headings.iter().map(|(text, align)| (text.as_str(), *align))) + &border;
     for row in rows {
         text += &line(&mut row.iter().map(String::as_str).zip(columns.iter().map(|(_, align)| *align)));
     }

@@ -3,6 +3,7 @@
 //! Files, settings, columns and messages are those that `calicoctl` users know. Exit status: 0 all done, 1 not (or
 //! not all) done, 2 wrong usage, 3 a typha could not be asked.
 
+mod bgp;
 mod certs;
 mod check;
 mod cli;
@@ -17,6 +18,7 @@ mod info;
 mod ipam;
 mod label;
 mod node;
+mod node_status;
 mod old;
 mod output;
 mod patch;
@@ -31,7 +33,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Parser as _;
-use cli::{Cli, Command, DatastoreCommand, Ipam, IpamShow};
+use cli::{Bgp, Cli, Command, DatastoreCommand, Ipam, IpamShow, NodeCommand};
 use syncer_common::backend::config::{StoreConfig, open};
 use syncer_common::backend::{self, Datastore};
 
@@ -95,6 +97,9 @@ async fn run(cli: Cli) -> Result<Report> {
             return convert::run(&from.filename, &from.namespace, output, ignore_validation);
         }
         Command::Certs(wanted) => return certs::run(&wanted).map(Report::from),
+        Command::Node(NodeCommand::Status { bird_socket, bird6_socket }) => {
+            return node_status::run(&node_status::Sockets { bird: bird_socket, bird6: bird6_socket });
+        }
         Command::Version { client: true } => return Ok(info::client_version().into()),
         command => command,
     };
@@ -191,6 +196,7 @@ async fn on(store: &dyn Datastore, kubernetes: bool, command: Command) -> Result
             };
             label::run(store, &kind, &name, &namespace, &labels, mode).await.map(Report::from)
         }
+        Command::Bgp(Bgp::Advise(options)) => bgp::advise(store, &options).await,
         Command::Ipam(Ipam::Show(show)) => {
             ipam_show(store, show).await.context("ipam show").map(Report::from)
         }
@@ -198,6 +204,7 @@ async fn on(store: &dyn Datastore, kubernetes: bool, command: Command) -> Result
         | Command::Convert { .. }
         | Command::Version { .. }
         | Command::Datastore(_)
+        | Command::Node(_)
         | Command::Explain { .. }
         | Command::Certs(_)
         | Command::Status { .. }

@@ -101,7 +101,7 @@ pub async fn delete_named(
     handle(store, verb, resources).await
 }
 
-async fn handle(store: &dyn Datastore, verb: Verb, resources: Vec<Resource>) -> Result<String> {
+pub async fn handle(store: &dyn Datastore, verb: Verb, resources: Vec<Resource>) -> Result<String> {
     let total = resources.len();
     let kind = resources[0].kind.clone();
     let kind = resources.iter().all(|resource| resource.kind == kind).then_some(kind);
