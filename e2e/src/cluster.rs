@@ -238,6 +238,8 @@ impl Cluster {
         command
             .env("NODENAME", &node.name)
             .env("CONFD_TYPHAADDR", Self::servers())
+            .env("CONFD_SECRETSDIR", dir.join("secrets"))
+            .env("CONFD_ENDPOINTSTATUSPATHPREFIX", dir.join("status"))
             .arg("--bird-config")
             .arg(dir.join("bird.cfg"))
             .arg("--bird-socket")
