@@ -16,6 +16,7 @@ use crate::bird::program::Programmer;
 use crate::bird::write::ConfigFile;
 use crate::config::Config;
 use crate::metrics::ConfdMetrics;
+use crate::template::{self, Templates};
 
 /// Enough for a client to read on while BIRD reconfigures; beyond that the server coalesces.
 const EVENT_BUFFER: usize = 64;
@@ -60,5 +61,36 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn("agent", agent.run(events, cancel));
+    tasks.run(GRACE).await
+}
+
+/// Makes files from templates, until a signal comes, or once.
+pub async fn run_templates(config: Config, options: template::Options) -> anyhow::Result<()> {
+    let signals = Signals::install()?;
+    let templates = Templates::new(options)?;
+    let cancel = CancellationToken::new();
+    let (events_out, events) = mpsc::channel(EVENT_BUFFER);
+    let (acks_out, acks) = watch::channel(None);
+    let software = concat!("bulrush-confd ", env!("CARGO_PKG_VERSION"));
+    // A name of its own: every kind is sent, and its acknowledgements are not BIRD's.
+    let mut client = ClientConfig::new(config.typhas, config.local.node, "confd-template", software);
+    (client.tls, client.zone) = (config.typha_tls, config.typha_zone);
+    let mut tasks = Tasks::new(cancel.clone());
+    let token = cancel.clone();
+    tasks.spawn("signals", async move {
+        signals.cancel_on_signal(token).await;
+        Ok(())
+    });
+    let token = cancel.clone();
+    tasks.spawn("typha-client", async move {
+        typha_client::run(client, events_out, acks, token).await;
+        Ok(())
+    });
+    tasks.spawn("templates", async move {
+        let result = templates.run(events, acks_out, cancel.clone()).await;
+        // Once is over.
+        cancel.cancel();
+        result
+    });
     tasks.run(GRACE).await
 }

@@ -14,3 +14,4 @@ pub mod local;
 pub mod metrics;
 pub mod offline;
 pub mod render;
+pub mod template;

@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use confd::bgp::IncompletePeers;
 use confd::config::{self, Config};
 use confd::offline;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("render", matches)) => render(matches),
         Some(("bird", matches)) => bird(matches),
+        Some(("template", matches)) => template(matches),
         _ => run(&matches),
     };
     match result {
@@ -40,6 +42,7 @@ fn command() -> Command {
         )
         .arg(path("config-file").help("Settings, as name = value lines [default: /etc/calico/confd.cfg if there]"))
         .args(config::settings().args())
+        .subcommand(template_command())
         .subcommand(
             Command::new("bird")
                 .about("Starts BIRD, with graceful restart (-R) only where the kernel holds its routes")
@@ -77,6 +80,61 @@ fn command() -> Command {
                 )
                 .arg(path("out").required(true).help("The folder to write to")),
         )
+}
+
+fn template_command() -> Command {
+    let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    Command::new("template")
+        .about("Makes files from templates and what typha sends")
+        .after_help(
+            "Resources: CONFDIR/conf.d/*.toml; templates (Jinja): CONFDIR/templates. See docs/confd.md.",
+        )
+        .arg(
+            Arg::new("confdir")
+                .long("confdir")
+                .value_name("PATH")
+                .default_value("/etc/confd")
+                .value_parser(value_parser!(PathBuf))
+                .help("Holds conf.d and templates"),
+        )
+        .arg(
+            Arg::new("prefix")
+                .long("prefix")
+                .default_value("")
+                .help("In front of the prefix of every resource"),
+        )
+        .arg(flag("onetime").help("Make every file once and end; exit status 1 if one could not be made"))
+        .arg(flag("noop").help("Say what would be written, and write nothing"))
+        .arg(flag("sync-only").help("Neither check nor reload"))
+        .arg(flag("watch").help("Make files at every change, not only at every interval"))
+        .arg(
+            Arg::new("interval")
+                .long("interval")
+                .value_name("SECONDS")
+                .default_value("600")
+                .value_parser(value_parser!(u64).range(1..))
+                .help("How often to look, and to try again what failed"),
+        )
+        .args(config::settings().args())
+}
+
+fn template(matches: &ArgMatches) -> anyhow::Result<()> {
+    let settings = config::load(matches, &environment(), None)?;
+    let config = Config::from_settings(&settings)?;
+    daemon::logging::init(&config.log_level, daemon::logging::format(&config.log_format)?)?;
+    let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    let options = confd::template::Options {
+        confdir: matches.get_one::<PathBuf>("confdir").cloned().context("--confdir is missing")?,
+        node: config.local.node.clone(),
+        prefix: text("prefix"),
+        onetime: matches.get_flag("onetime"),
+        noop: matches.get_flag("noop"),
+        sync_only: matches.get_flag("sync-only"),
+        watch: matches.get_flag("watch"),
+        interval: Duration::from_secs(*matches.get_one::<u64>("interval").context("--interval is missing")?),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(confd::daemon::run_templates(config, options))
 }
 
 fn bird(matches: &ArgMatches) -> anyhow::Result<()> {
