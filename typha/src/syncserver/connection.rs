@@ -157,12 +157,7 @@ async fn away(orders: &mut Option<watch::Receiver<Vec<String>>>) -> Vec<String> 
 }
 
 impl Connection {
-    pub fn new(
-        context: Arc<Context>,
-        inbound: Streaming<ClientMessage>,
-        peer: Peer,
-        zstd: bool,
-    ) -> Self {
+    pub fn new(context: Arc<Context>, inbound: Streaming<ClientMessage>, peer: Peer, zstd: bool) -> Self {
         context.metrics.connections_active.increment(1.0);
         let progress = context.cache.progress();
         let mut heartbeat = context.heartbeat.subscribe();
