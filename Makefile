@@ -15,7 +15,7 @@ deps: ## install the Debian packages that build, demo and tests need
 build: deps ## build everything (one profile for demo and tests)
 	@scripts/build
 
-demo: build ## three nodes, two typhas, a shop; DATASTORE=etcd for a real etcd, KEEP=1 leaves it running
+demo: build ## three nodes, two typhas, a shop, 500 simulated nodes; DATASTORE=etcd for a real etcd, KEEP=1 leaves it running
 	@$(or $(CARGO_TARGET_DIR),target)/debug/demo --datastore $(DATASTORE) $(if $(KEEP),--keep)
 
 demo-down: ## clear away what `make demo KEEP=1` left

@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
 
 use crate::lab::{CONTROL, Lab, Node, Workload};
+use crate::probe::within;
 use crate::process::{Process, run, wait_for};
 
 /// How long anything may take to come up on a busy two-core machine.
@@ -90,6 +94,21 @@ impl Cluster {
                 let health = "ETCDCTL_API=3 etcdctl --endpoints 172.30.0.2:2379 endpoint health";
                 wait_for("etcd to answer", PATIENCE, || self.lab.sh(&self.lab.ns("ctl"), health))?;
                 Ok(())
+            }
+        }
+    }
+
+    /// The datastore stops answering, or answers again: etcd is stopped, a folder is away, as if unmounted.
+    pub fn freeze_store(&mut self, frozen: bool) -> Result<()> {
+        match self.options.store {
+            Store::Etcd => {
+                let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+                self.process("etcd")?.signal(signal)
+            }
+            Store::Directory => {
+                let (here, away) = (self.store_dir(), self.lab.dir.join("store.away"));
+                let (from, to) = if frozen { (here, away) } else { (away, here) };
+                std::fs::rename(&from, &to).with_context(|| format!("move {}", from.display()))
             }
         }
     }
@@ -184,6 +203,37 @@ impl Cluster {
         })
     }
 
+    /// What a replica answers on its health port (`/status.json`), or that of its metrics.
+    pub fn ask_typha(&self, i: usize, port: u16, path: &str) -> Result<String> {
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        let asked = within(&self.lab.ns("ctl"), move || -> Result<String> {
+            let address = SocketAddr::from((CONTROL[i], port));
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        });
+        let answer = asked.join().map_err(|_| anyhow!("the question panicked"))???;
+        let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
+        ensure!(head.contains(" 200 "), "{} answers {head}", Self::typha_name(i));
+        Ok(body.to_owned())
+    }
+
+    /// A counter of a replica, all its series together, or those whose labels contain `label`.
+    pub fn metric(&self, i: usize, name: &str, label: &str) -> Result<f64> {
+        let text = self.ask_typha(i, 9093, "/metrics")?;
+        let of = |line: &str| {
+            let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+            let series = labels.is_empty() || labels.starts_with('{');
+            if series && labels.contains(label) { value.parse::<f64>().ok() } else { None }
+        };
+        let values: Vec<f64> = text.lines().filter_map(of).collect();
+        ensure!(!values.is_empty(), "{} has no metric {name}", Self::typha_name(i));
+        Ok(values.iter().sum())
+    }
+
     /// The typha that most agents are connected to, and how many each has.
     pub fn connections(&self) -> Result<[usize; 2]> {
         let out = self.lab.sh(&self.lab.ns("ctl"), "ss -Htn state established")?;
@@ -208,7 +258,8 @@ impl Cluster {
         self.lab.dir.join(&node.name)
     }
 
-    fn servers() -> String {
+    /// Addresses of the replicas, as agents are given them.
+    pub fn servers() -> String {
         CONTROL.map(|address| format!("{address}:{SYNC_PORT}")).join(",")
     }
 
@@ -331,7 +382,13 @@ impl Cluster {
 
     // === processes ===
 
-    fn start(&mut self, name: &str, command: Command) -> Result<()> {
+    /// One of our programs, to be run in the control namespace.
+    pub fn program(&self, name: &str) -> Command {
+        self.lab.exec(&self.lab.ns("ctl"), &self.bin.join(name))
+    }
+
+    /// Runs until the cluster goes, or until `stop`ped by name.
+    pub fn start(&mut self, name: &str, command: Command) -> Result<()> {
         let process = Process::start(name, command, &self.log(name))?;
         self.processes.insert(name.into(), process);
         Ok(())
@@ -392,7 +449,7 @@ pub fn binaries() -> Result<PathBuf> {
     if dir.ends_with("deps") {
         dir = dir.parent().context("deps has a parent")?;
     }
-    for name in ["typha", "felix", "confd", "bulrushctl", "probe"] {
+    for name in ["typha", "felix", "confd", "bulrushctl", "loadtest", "probe"] {
         ensure!(dir.join(name).is_file(), "{name} is not built: run `cargo build --workspace` first");
     }
     Ok(dir.into())

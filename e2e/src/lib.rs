@@ -6,6 +6,7 @@
 //! Everything is synchronous: a test is a script, and its waits are polls with a deadline.
 
 pub mod cluster;
+pub mod fleet;
 pub mod flow;
 pub mod lab;
 pub mod probe;

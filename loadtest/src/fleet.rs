@@ -1,5 +1,6 @@
 //! All simulated nodes of a run: each follows the typhas with the client library of felix and confd.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use typha_client::{ClientConfig, ClientEvent};
 
+use crate::follow::Spread;
 use crate::latency::Latencies;
 use crate::node::{Fault, Keys, Node, State};
 
@@ -18,11 +20,18 @@ const POLL: Duration = Duration::from_millis(20);
 
 pub struct Fleet {
     servers: Vec<String>,
-    latencies: Arc<Latencies>,
+    seen: Seen,
     pub keys: Keys,
     members: Members,
     tasks: JoinSet<()>,
     stop: CancellationToken,
+}
+
+/// Who is told of what nodes receive.
+#[derive(Clone)]
+pub struct Seen {
+    pub latencies: Arc<Latencies>,
+    pub spread: Option<Arc<Spread>>,
 }
 
 /// The nodes, for those who only look at them.
@@ -43,6 +52,7 @@ struct Member {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub in_sync: usize,
+    pub connected: usize,
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
@@ -55,6 +65,7 @@ impl Members {
         for member in self.0.iter() {
             let node = lock(&member.node);
             totals.in_sync += usize::from(node.in_sync);
+            totals.connected += usize::from(node.connected);
             totals.updates += node.updates;
             totals.deletions += node.deletions;
             totals.disconnects += node.disconnects;
@@ -62,15 +73,20 @@ impl Members {
         }
         totals
     }
+
+    /// Of the state that most nodes hold: its entries, and how many hold it.
+    pub fn most_alike(&self) -> (usize, usize) {
+        let mut states: HashMap<(u64, usize), usize> = HashMap::new();
+        for member in self.0.iter() {
+            *states.entry(lock(&member.node).state.sum()).or_default() += 1;
+        }
+        let most = states.into_iter().max_by_key(|(_, nodes)| *nodes);
+        most.map_or((0, 0), |((_, entries), nodes)| (entries, nodes))
+    }
 }
 
 impl Fleet {
-    pub fn new(
-        servers: Vec<String>,
-        names: Vec<String>,
-        latencies: Arc<Latencies>,
-        fault: Option<Fault>,
-    ) -> Self {
+    pub fn new(servers: Vec<String>, names: Vec<String>, seen: Seen, fault: Option<Fault>) -> Self {
         let keys = Keys::default();
         let stop = CancellationToken::new();
         let member = |(index, name)| {
@@ -85,7 +101,7 @@ impl Fleet {
             })
         };
         let members = Members(names.into_iter().enumerate().map(member).collect());
-        Fleet { servers, latencies, keys, members, tasks: JoinSet::new(), stop }
+        Fleet { servers, seen, keys, members, tasks: JoinSet::new(), stop }
     }
 
     pub fn len(&self) -> usize {
@@ -100,8 +116,7 @@ impl Fleet {
     }
 
     fn spawn(&mut self, member: Arc<Member>) {
-        let (servers, latencies) = (self.servers.clone(), self.latencies.clone());
-        self.tasks.spawn(follow(member, servers, latencies));
+        self.tasks.spawn(follow(member, self.servers.clone(), self.seen.clone()));
     }
 
     /// Every node dies, forgets everything and joins again, at once.
@@ -209,7 +224,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(member: Arc<Member>, servers: Vec<String>, latencies: Arc<Latencies>) {
+async fn follow(member: Arc<Member>, servers: Vec<String>, seen: Seen) {
     let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
     let config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
     let (events, mut received) = mpsc::channel(EVENTS);
@@ -227,9 +242,12 @@ async fn follow(member: Arc<Member>, servers: Vec<String>, latencies: Arc<Latenc
             }
             let mut node = lock(&member.node);
             let counts = node.in_sync && member.counts.load(Ordering::Relaxed);
-            node.on_event(event, |mark| {
-                if counts {
-                    latencies.seen(member.index, mark);
+            node.on_event(event, |received| {
+                if let (true, Some(mark)) = (counts, received.mark) {
+                    seen.latencies.seen(member.index, mark);
+                }
+                if let Some(spread) = &seen.spread {
+                    spread.seen(received.key, received.hash);
                 }
             });
         }

@@ -5,6 +5,7 @@
 mod cluster;
 mod compare;
 mod fleet;
+mod follow;
 mod html;
 mod latency;
 mod limits;
@@ -42,6 +43,8 @@ Examples:
       Against typhas that serve an otherwise empty etcd; what was written is removed afterwards.
   loadtest run --typha 10.0.0.5:5473 --nodes 200 --phase idle:seconds=60
       Follows what is there, without writing.
+  loadtest follow --typha 10.0.0.5:5473 --nodes 500 --watch default-deny
+      Nodes that stay until interrupted, and a line of JSON whenever something changed: for scripts.
   loadtest compare before after
       Two runs beside one another.
 
@@ -73,6 +76,8 @@ enum Command {
     /// Runs phases, and reports.
     #[command(after_help = EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Simulates nodes that stay until interrupted, and says what they hold: a line of JSON per change.
+    Follow(FollowArgs),
     /// Shows two runs beside one another: folders or report.json files.
     Compare { a: PathBuf, b: PathBuf },
 }
@@ -117,10 +122,27 @@ struct RunArgs {
     plant: Option<Fault>,
 }
 
+#[derive(Args)]
+struct FollowArgs {
+    /// Addresses of running typhas, comma-separated (host:port).
+    #[arg(long, env = "LOADTEST_TYPHAADDR", value_delimiter = ',', required = true)]
+    typha: Vec<String>,
+    /// How many nodes to simulate.
+    #[arg(long, default_value_t = 100)]
+    nodes: usize,
+    /// What their names begin with; a number follows.
+    #[arg(long, default_value = "sim-")]
+    prefix: String,
+    /// Say when each node received the latest value of the entries whose key contains this.
+    #[arg(long)]
+    watch: Option<String>,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Run(args) => run(*args),
+        Command::Follow(args) => follow(args),
         Command::Compare { a, b } => compare(&a, &b),
     };
     match outcome {
@@ -131,6 +153,11 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn follow(args: FollowArgs) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(follow::follow(args.typha, args.nodes, &args.prefix, args.watch))
 }
 
 fn compare(a: &std::path::Path, b: &std::path::Path) -> Result<bool> {

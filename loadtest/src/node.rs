@@ -64,7 +64,12 @@ impl State {
     }
 
     pub fn same(&self, other: &State) -> bool {
-        (self.digest, self.entries) == (other.digest, other.entries)
+        self.sum() == other.sum()
+    }
+
+    /// Equal for equal states.
+    pub fn sum(&self) -> (u64, usize) {
+        (self.digest, self.entries)
     }
 
     /// What `self` has that `truth` has not, and the other way round; the first few by name.
@@ -105,6 +110,7 @@ pub struct Node {
     /// When the newest change was due that was seen of a key: a smaller one later is time going backwards.
     marks: Vec<u64>,
     pub in_sync: bool,
+    pub connected: bool,
     /// When the last change was received.
     pub changed: Option<Instant>,
     pub updates: u64,
@@ -115,13 +121,21 @@ pub struct Node {
     pub fault: Option<Fault>,
 }
 
+/// A value that a node received.
+pub struct Received<'a> {
+    pub key: &'a Key,
+    pub hash: u64,
+    /// When the change was due, if it bears that.
+    pub mark: Option<u64>,
+}
+
 impl Node {
     pub fn new(name: String, keys: Keys) -> Self {
         Node { name, keys, ..Node::default() }
     }
 
-    /// Calls `seen` with the mark of every change that bears one.
-    pub fn on_event(&mut self, event: ClientEvent, mut seen: impl FnMut(u64)) {
+    /// Calls `seen` with every value.
+    pub fn on_event(&mut self, event: ClientEvent, mut seen: impl FnMut(Received<'_>)) {
         match event {
             ClientEvent::Updates(updates) => {
                 self.changed = Some(Instant::now());
@@ -131,12 +145,16 @@ impl Node {
             }
             ClientEvent::InSync if self.in_sync => self.mistake("in sync was announced twice".into()),
             ClientEvent::InSync => self.in_sync = true,
-            ClientEvent::Disconnected { .. } => self.disconnects += 1,
-            ClientEvent::Connected { .. } | ClientEvent::Cut(_) => {}
+            ClientEvent::Disconnected { .. } => {
+                self.connected = false;
+                self.disconnects += 1;
+            }
+            ClientEvent::Connected { .. } => self.connected = true,
+            ClientEvent::Cut(_) => {}
         }
     }
 
-    fn on_update(&mut self, update: Update, seen: &mut impl FnMut(u64)) {
+    fn on_update(&mut self, update: Update, seen: &mut impl FnMut(Received<'_>)) {
         self.updates += 1;
         let Update { key, value } = update;
         let number = self.keys.number(&key);
@@ -151,7 +169,8 @@ impl Node {
             }
             return;
         };
-        if let Some(mark) = mark(&value) {
+        let mark = mark(&value);
+        if let Some(mark) = mark {
             if self.marks.len() <= number {
                 self.marks.resize(number + 1, 0);
             }
@@ -162,9 +181,9 @@ impl Node {
                 ));
             }
             self.marks[number] = mark;
-            seen(mark);
         }
         let mut hash = hash(&key, value);
+        seen(Received { key: &key, hash, mark });
         if self.fault == Some(Fault::Corrupt) {
             self.fault = None;
             hash ^= 1 << 17;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Change, Cluster};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Seen};
 use crate::latency::Latencies;
 use crate::limits;
 use crate::local::Local;
@@ -29,7 +29,7 @@ const WRITERS: usize = 32;
 /// While the phase is still going on, what is due waits here.
 const WAITING: usize = 10_000;
 /// Descriptors for everything but the nodes.
-const OTHER_DESCRIPTORS: u64 = 500;
+pub const OTHER_DESCRIPTORS: u64 = 500;
 
 pub struct Plan {
     pub servers: Servers,
@@ -101,7 +101,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let latencies = Arc::new(Latencies::new(start));
     let names = cluster.nodes().take(plan.nodes).collect();
     let mut run = Run {
-        fleet: Fleet::new(reached, names, latencies.clone(), plan.fault),
+        fleet: Fleet::new(reached, names, Seen { latencies: latencies.clone(), spread: None }, plan.fault),
         cluster,
         source,
         local,

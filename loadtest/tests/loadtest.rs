@@ -3,6 +3,7 @@
 // All of it is test code, though not inside `#[test]`.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -112,4 +113,62 @@ fn what_cannot_work_is_refused_before_anything_starts() {
         assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", text(&refused));
         assert!(text(&refused).contains(words), "{arguments:?}: {}", text(&refused));
     }
+}
+
+/// Killed when the test ends, however it ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn followers_say_who_received_what_until_they_are_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let tier = |order: u32| {
+        let text = format!(
+            "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {{name: a}}\nspec: {{order: {order}}}\n"
+        );
+        std::fs::write(folder.path().join("tier.yaml"), text).unwrap();
+    };
+    tier(1);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let program = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("typha");
+    assert!(program.is_file(), "{} is not built: cargo build --workspace", program.display());
+    let _typha = Running(
+        Command::new(program)
+            .env_clear()
+            .envs([("TYPHA_DATASTORETYPE", "directory"), ("TYPHA_SERVERHOST", "127.0.0.1")])
+            .envs([("TYPHA_SERVERPORT", port.as_str()), ("TYPHA_HEALTHENABLED", "false")])
+            .env("TYPHA_DIRECTORY", folder.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let address = format!("127.0.0.1:{port}");
+    let mut followers = Running(
+        Command::new(env!("CARGO_BIN_EXE_loadtest"))
+            .args(["follow", "--typha", &address, "--nodes", "5", "--watch", "Tier(name=a)"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(followers.0.stdout.take().unwrap()).lines();
+    let mut until = |done: &dyn Fn(&Json) -> bool| {
+        let read = lines.by_ref().map(|line| serde_json::from_str::<Json>(&line.unwrap()).unwrap());
+        read.into_iter().find(|line| done(line)).expect("the followers ended")
+    };
+    let received = |line: &Json| line["watched"]["received_unix_micros"].as_array().map_or(0, Vec::len);
+    let first = until(&|line| line["in_sync"] == 5 && line["alike"] == 5 && received(line) == 5);
+    assert!(first["entries"].as_u64() > Some(0) && first["connected"] == 5, "{first}");
+    tier(2);
+    let before = first["watched"]["value"].clone();
+    let second = until(&|line| line["watched"]["value"] != before && received(line) == 5);
+    assert_eq!(second["deletions"], 0, "{second}");
+    let stopped = Command::new("kill").arg(followers.0.id().to_string()).status().unwrap();
+    assert!(stopped.success() && followers.0.wait().unwrap().success());
 }

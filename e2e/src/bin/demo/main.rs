@@ -1,11 +1,15 @@
 //! `make demo`: the main job end to end, told so that a person can follow it.
+//!
+//! Here: the shop on three real nodes. `crowd`: 500 simulated nodes beside them.
+
+mod crowd;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use e2e::cluster::{Cluster, Options, Store};
 use e2e::flow::Flow;
@@ -24,7 +28,7 @@ enum Datastore {
     Etcd,
 }
 
-/// Three nodes, two typhas and a small shop on one machine.
+/// Three nodes, two typhas, a small shop and 500 simulated nodes on one machine.
 #[derive(Parser)]
 struct Args {
     #[arg(long, value_enum, default_value = "directory")]
@@ -56,7 +60,7 @@ const ASKED: [(&str, Via); 5] = [
 const ASKING: [&str; 7] =
     ["outside", "frontend-1", "frontend-2", "backend-1", "backend-2", "database", "debug"];
 
-const POLICIES: &str = include_str!("../demo/shop.yaml");
+const POLICIES: &str = include_str!("shop.yaml");
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -98,6 +102,7 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
      n1: felix, confd, BIRD      routes, IP sets, iptables; BGP
      n2: felix, confd, BIRD
      n3: felix, confd, BIRD
+     and 500 simulated nodes with the agents' client library
 
    Each box is a network namespace on this machine; nothing leaves it.",
         match store {
@@ -107,16 +112,18 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
     );
     let mut cluster = story.start()?;
     story.shop(&mut cluster)?;
-    story.edit(&cluster)?;
     story.routes(&cluster)?;
-    story.lose_a_typha(&mut cluster)?;
     story.restart_felix(&mut cluster)?;
+    let crowd = story.crowd(&mut cluster)?;
+    story.edit(&cluster, &crowd)?;
+    story.lose_a_typha(&mut cluster, &crowd)?;
+    story.freeze(&mut cluster, &crowd)?;
 
     println!("\n{}", screen.bold("Summary"));
     for (what, value) in &story.facts {
-        println!("  {} {what:<46} {value}", screen.green("✓"));
+        println!("  {} {what:<50} {value}", screen.green("✓"));
     }
-    println!("  {} {:<46} {:.1} s", screen.green("✓"), "the whole demo took", begin.elapsed().as_secs_f64());
+    println!("  {} {:<50} {:.1} s", screen.green("✓"), "the whole demo took", begin.elapsed().as_secs_f64());
     if args.keep {
         println!("\n{}", screen.bold("It is still running. Try:"));
         for line in [
@@ -251,34 +258,6 @@ impl Story<'_> {
         outcome
     }
 
-    fn edit(&mut self, cluster: &Cluster) -> Result<()> {
-        self.chapter("Edit a policy that is active on every node: how long until the kernel has it?");
-        let monitors: Vec<_> = cluster
-            .lab
-            .nodes
-            .iter()
-            .map(|node| Ok((node.name.clone(), Monitor::rules(&cluster.lab, &node.netns)?)))
-            .collect::<Result<_>>()?;
-        let edited = POLICIES.replace("nets: [192.0.2.0/24]", "nets: [198.18.0.0/15]");
-        ensure!(edited != POLICIES, "the edit changes nothing");
-        let start = Instant::now();
-        cluster.apply(&edited)?;
-        let mut worst = Duration::ZERO;
-        for (node, monitor) in &monitors {
-            let at = wait_for(&format!("the new rule on {node}"), Duration::from_secs(15), || {
-                monitor.first("198.18.0.0").context("not in the kernel")
-            })?;
-            let took = at.duration_since(start);
-            worst = worst.max(took);
-            println!(
-                "   {node}  rule in the kernel {:>5} ms after `bulrushctl apply` was started",
-                took.as_millis()
-            );
-        }
-        self.fact("a policy edit, from command to every kernel", format!("{} ms", worst.as_millis()));
-        Ok(())
-    }
-
     fn routes(&mut self, cluster: &Cluster) -> Result<()> {
         self.chapter("Routes and BGP sessions");
         let node = &cluster.lab.nodes[0];
@@ -300,50 +279,6 @@ impl Story<'_> {
         ensure!(sessions == want, "{sessions} of {want} sessions are established");
         self.fact("BGP sessions established", format!("{sessions} of {want}"));
         Ok(())
-    }
-
-    fn lose_a_typha(&mut self, cluster: &mut Cluster) -> Result<()> {
-        self.chapter("Kill the typha that most agents use");
-        let before = cluster.connections()?;
-        let victim = usize::from(before[1] > before[0]);
-        let other = 1 - victim;
-        println!(
-            "   typha-1 has {} agents, typha-2 has {}; kill -9 typha-{}",
-            before[0],
-            before[1],
-            victim + 1
-        );
-        let (udp, tcp) = flows(cluster);
-        let watched = watch(cluster)?;
-        cluster.process(&format!("typha-{}", victim + 1))?.kill();
-        let start = Instant::now();
-        wait_for("all agents on the other typha", Duration::from_secs(30), || {
-            let now = cluster.connections()?;
-            ensure!(now[other] == before[0] + before[1], "connected: {now:?}");
-            Ok(())
-        })?;
-        let moved = start.elapsed();
-        println!(
-            "   all {} agents are on typha-{} after {} ms",
-            before[0] + before[1],
-            other + 1,
-            moved.as_millis()
-        );
-        let (udp, tcp) = (udp.finish()?, tcp.finish()?);
-        println!(
-            "   meanwhile: UDP {} sent, {} lost; TCP {} asked, {} lost",
-            udp.sent,
-            udp.lost(),
-            tcp.sent,
-            tcp.lost()
-        );
-        ensure!(udp.lost() == 0 && tcp.lost() == 0, "an established flow lost packets");
-        let gone: Vec<_> = watched.iter().flat_map(Monitor::deletions).collect();
-        ensure!(gone.is_empty(), "withdrawn from a kernel:\n{}", gone.join("\n"));
-        println!("   routes and rules withdrawn on the three nodes: 0");
-        self.fact("a typha lost: agents moved, nothing withdrawn", format!("{} ms", moved.as_millis()));
-        cluster.start_typha(victim)?;
-        cluster.wait_typha(victim)
     }
 
     fn restart_felix(&mut self, cluster: &mut Cluster) -> Result<()> {
@@ -398,7 +333,7 @@ fn pairs() -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// What `demo/shop.yaml` means.
+/// What `shop.yaml` means.
 fn allowed(from: &str, to: &str) -> bool {
     let app = |name: &str| name.split('-').next().unwrap_or_default().to_owned();
     match app(to).as_str() {
