@@ -47,16 +47,12 @@ impl LocalFiles {
             if !folder.is_dir() {
                 continue;
             }
-            let mut keys = std::collections::BTreeMap::new();
             for file in entries(&folder, &mut state.problems).into_iter().filter(|file| file.is_file()) {
                 match read_text(&file) {
-                    Ok(text) => {
-                        keys.insert(name(&file), text);
-                    }
+                    Ok(text) => state.secrets.insert(&name(&folder), &name(&file), text),
                     Err(error) => state.problems.push(problem(&file, error.to_string())),
                 }
             }
-            state.secrets.insert(name(&folder), keys);
         }
         for file in
             entries(&self.endpoint_status, &mut state.problems).into_iter().filter(|file| file.is_file())
@@ -141,7 +137,8 @@ mod tests {
         std::fs::write(dir.path().join("e/pod2"), r#"{"ifaceName":"cali2"}"#).unwrap();
         std::fs::write(dir.path().join("e/pod3"), "{").unwrap();
         let state = files.read();
-        assert_eq!(state.secrets["bgp"]["rack"], "hunter2");
+        assert_eq!(state.secrets.get("bgp", "rack"), Some("hunter2"));
+        assert!(!format!("{:?}", state.secrets).contains("hunter2"));
         let v4 = Some("10.0.0.5".parse().unwrap());
         assert_eq!(state.workloads, [WorkloadPeer { peer: "p".into(), v4, v6: None }]);
         assert_eq!(state.problems.len(), 1, "{:?}", state.problems);

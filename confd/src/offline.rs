@@ -70,19 +70,16 @@ impl Manifests {
     }
 
     fn secret(&mut self, name: &str, object: &Json) {
-        let secret = self.secrets.entry(name.to_owned()).or_default();
         for (key, value) in object["data"].as_object().into_iter().flatten() {
             let encoded = value.as_str().unwrap_or_default();
             let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).ok();
             match decoded.and_then(|bytes| String::from_utf8(bytes).ok()) {
-                Some(text) => {
-                    secret.insert(key.clone(), text);
-                }
+                Some(text) => self.secrets.insert(name, key, text),
                 None => self.problems.push(format!("Secret {name}: data.{key}: not base64 of a text")),
             }
         }
         for (key, value) in object["stringData"].as_object().into_iter().flatten() {
-            secret.insert(key.clone(), value.as_str().unwrap_or_default().to_owned());
+            self.secrets.insert(name, key, value.as_str().unwrap_or_default().to_owned());
         }
     }
 }

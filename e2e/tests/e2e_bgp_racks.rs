@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Cluster, Options, block_manifests};
 use e2e::lab::{Node, Workload, ip};
-use e2e::process::{Process, wait_for};
+use e2e::process::{Process, run, wait_for};
 use e2e::require;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -199,7 +199,20 @@ fn nodes_and_switches_hold_what_is_below_them_and_a_default_route() -> Result<()
     }
     let pods = [racks[0].add_pod(&mut cluster, "a1")?, racks[1].add_pod(&mut cluster, "b1")?];
 
-    // Without its password a session is not opened at all.
+    // Without its password a session is not opened at all, and operators are told which ones.
+    let typhas = e2e::lab::CONTROL.map(|address| format!("{address}:5473")).join(",");
+    wait_for("the withheld peerings in bulrushctl status", PATIENCE, || {
+        let said = run(&mut cluster.bulrushctl(&["status", "-o", "wide", "--typha", &typhas]))?;
+        for rack in &racks {
+            let named =
+                format!("BGPPeer(tor-{}): spec.password: the password (Secret bgp, key rack)", rack.number);
+            ensure!(
+                said.lines().any(|line| line.contains(&named) && line.contains(&rack.node.name)),
+                "{said}"
+            );
+        }
+        Ok(())
+    })?;
     for rack in &racks {
         let config = cluster.lab.dir.join(&rack.node.name).join("bird.cfg");
         wait_for("the node's configuration without its peer", PATIENCE, || {

@@ -155,6 +155,19 @@ fn a_mesh_becomes_two_reflectors_and_one_is_killed_without_a_lost_route() -> Res
         "not straight to its node: {route}"
     );
 
+    // The other next-hop mode: through the reflector, and back.
+    for (mode, via) in [("Self", &reflector.ip), ("Auto", &cluster.lab.node("n2").ip)] {
+        cluster.apply(&format!(
+            "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: outside}}\n\
+             spec: {{node: n5, peerIP: {ROUTER}, asNumber: 64512, nextHopMode: {mode}}}\n"
+        ))?;
+        wait_for(&format!("next hop {via} under nextHopMode {mode}"), PATIENCE, || {
+            let route = cluster.lab.sh(&outside, &format!("ip route get {pod}"))?;
+            ensure!(route.contains(&format!("via {via} ")), "{route}");
+            cluster.lab.sh(&outside, &format!("ping -n -q -c 1 -W 1 {pod}")).map(drop)
+        })?;
+    }
+
     // One reflector dies: routes stay, and so does every session to the other.
     cluster.process("confd-n4")?.kill();
     cluster.process("bird-n4")?.kill();

@@ -61,8 +61,30 @@ impl std::str::FromStr for IncompletePeers {
     }
 }
 
-/// Contents of Secrets: by name, then by key. Not for any log.
-pub type Secrets = BTreeMap<String, BTreeMap<String, String>>;
+/// Passwords by Secret and key. No log, error or debug output shows them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secrets(BTreeMap<(String, String), String>);
+
+impl Secrets {
+    pub fn insert(&mut self, secret: &str, key: &str, value: String) {
+        self.0.insert((secret.to_owned(), key.to_owned()), value);
+    }
+
+    pub fn get(&self, secret: &str, key: &str) -> Option<&str> {
+        self.0.get(&(secret.to_owned(), key.to_owned())).map(String::as_str)
+    }
+
+    /// Takes in others; theirs win.
+    pub fn extend(&mut self, others: Secrets) {
+        self.0.extend(others.0);
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} secrets", self.0.len())
+    }
+}
 
 /// A workload of this node that asked for BGP, as felix reports it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -47,8 +47,7 @@ impl References<'_> {
         let values::SecretKeyRef { name, key } = reference;
         let text = self
             .secrets
-            .get(name)
-            .and_then(|secret| secret.get(key))
+            .get(name, key)
             .ok_or_else(|| format!("the password (Secret {name}, key {key}) is not available"))?;
         Password::new(text).map_err(|why| format!("the password (Secret {name}, key {key}) {why}"))
     }

@@ -154,6 +154,7 @@ impl<'a> Picture<'a> {
             text += &grid::render(&columns, &rows);
         }
         let most = if all { usize::MAX } else { NAMES };
+        text += &self.problems_text(all);
         let dead: Vec<String> =
             self.dead.iter().map(|(name, ago)| format!("{name} ({} ago)", seconds(*ago))).collect();
         for (what, names) in
@@ -164,6 +165,35 @@ impl<'a> Picture<'a> {
             }
         }
         Ok(text)
+    }
+
+    /// What agents cannot use, with the nodes that say so.
+    fn problems(&self) -> BTreeMap<(&'a str, &'a str), Vec<&'a str>> {
+        let mut problems: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for (agent, seen) in &self.agents {
+            for client in seen.iter().map(|seen| seen.client) {
+                for problem in &client.problems {
+                    problems.entry((agent, problem)).or_default().push(&client.node);
+                }
+            }
+        }
+        problems
+    }
+
+    fn problems_text(&self, all: bool) -> String {
+        let problems = self.problems();
+        if problems.is_empty() {
+            return String::new();
+        }
+        let row = |((agent, problem), nodes): (&(&str, &str), &Vec<&str>)| {
+            let nodes: Vec<String> = nodes.iter().map(|node| (*node).to_owned()).collect();
+            let most = if all { usize::MAX } else { 2 };
+            vec![(*agent).to_owned(), list(&nodes, most), (*problem).to_owned()]
+        };
+        let rows: Vec<Vec<String>> =
+            problems.iter().take(if all { usize::MAX } else { NAMES }).map(row).collect();
+        let columns = [("AGENT", Align::Left), ("NODES", Align::Left), ("CANNOT USE", Align::Left)];
+        format!("Problems: {}\n{}", problems.len(), grid::render(&columns, &rows))
     }
 
     fn json(&self, answers: &[Answer]) -> Value {
@@ -192,12 +222,17 @@ impl<'a> Picture<'a> {
             });
             ((*agent).to_owned(), of_agent)
         });
+        let problems = self
+            .problems()
+            .into_iter()
+            .map(|((agent, problem), nodes)| json!({"agent": agent, "problem": problem, "nodes": nodes}));
         let dead = self.dead.iter().map(|(name, ago)| json!({"node": name, "heardMillisAgo": ago}));
         json!({
             "replicas": replicas.collect::<Vec<_>>(),
             "nodes": {"expected": self.expected, "live": self.live, "dead": dead.collect::<Vec<_>>(),
                       "absent": self.absent, "notOfThisCluster": self.unknown},
             "agents": agents.collect::<serde_json::Map<_, _>>(),
+            "problems": problems.collect::<Vec<_>>(),
         })
     }
 }

@@ -93,8 +93,9 @@ impl Reports {
         self.change(|state| state.set(Subject::Process, Content::Process { first_update }));
     }
 
-    pub fn node(&self, facts: impl IntoIterator<Item = (String, String)>) {
-        let report = NodeReport { facts: facts.into_iter().collect() };
+    /// What of the datastore's objects the agent cannot use, one line each.
+    pub fn problems(&self, problems: Vec<String>) {
+        let report = NodeReport { problems };
         self.change(|state| state.set(Subject::Node, Content::Node(report)));
     }
 

@@ -45,6 +45,7 @@ impl AdminService {
             acked: acked.collect(),
             lag_millis: (client.acked() > 0).then(|| millis(self.context.heads.lag(client.acked()))),
             connected,
+            problems: client.problems(),
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use proto::sync::report::Report;
 use proto::sync::{
     self, ClientHello, ClientMessage, ResumeVerdict, SyncState, client_message, server_message,
 };
@@ -599,6 +600,9 @@ impl Connection {
             }
             Some(client_message::Message::Report(report)) => {
                 self.context.metrics.reports.increment(1);
+                if let Some(Report::Node(node)) = &report.report {
+                    client.on_problems(&node.problems);
+                }
                 let taken = report.report.map(|report| {
                     self.context.reports.take(registered.id, report, std::time::Instant::now())
                 });

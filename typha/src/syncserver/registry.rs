@@ -4,8 +4,8 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -18,6 +18,9 @@ use crate::snapcache::KindSet;
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// More than any fleet has; what exceeds it is not remembered.
 const DEPARTED: usize = 50_000;
+/// Of what one agent cannot use, so much is kept, of each so many characters.
+const PROBLEMS: usize = 50;
+const PROBLEM_CHARS: usize = 500;
 
 #[derive(Default)]
 pub struct Registry {
@@ -39,6 +42,7 @@ pub struct Client {
     /// Where it is asked to go; empty while it may stay.
     away: watch::Sender<Vec<String>>,
     heard_millis: AtomicU64,
+    problems: Mutex<Vec<String>>,
 }
 
 impl Client {
@@ -55,6 +59,7 @@ impl Client {
             acked: AtomicU64::new(0),
             away: watch::Sender::new(Vec::new()),
             heard_millis: AtomicU64::new(0),
+            problems: Mutex::default(),
         }
     }
 
@@ -78,6 +83,17 @@ impl Client {
 
     pub fn on_heard(&self) {
         self.heard_millis.store(super::millis(self.connected.elapsed()), Relaxed);
+    }
+
+    /// What it says that it cannot use; of a long story the beginning.
+    pub fn on_problems(&self, problems: &[String]) {
+        let shorten = |problem: &String| problem.chars().take(PROBLEM_CHARS).collect();
+        let shortened = problems.iter().take(PROBLEMS).map(shorten);
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = shortened.collect();
+    }
+
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn sent(&self) -> u64 {

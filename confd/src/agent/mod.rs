@@ -12,60 +12,35 @@
 //! to come, additions are programmed all the same, and deletions wait for the next cut: between cuts, that
 //! something is missing proves nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod intake;
+mod readiness;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use daemon::{CancellationToken, Reporter};
-use syncer_common::model::{Key, Update};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use typha_client::{ClientEvent, CutId, Reports};
 
 use crate::bgp::{BgpModel, LocalSettings, Model, Problem};
 use crate::bird::program::{ProgramError, Programmer, Supervision};
-use crate::bird::sessions::{Change, Session, State};
+use crate::bird::sessions::{Change, Session};
 use crate::bird::watch::{Trouble, Watch};
 use crate::bird::write::WriteError;
 use crate::local::LocalFiles;
 use crate::metrics::ConfdMetrics;
 use crate::render::{Syntax, render};
+use intake::Intake;
+use readiness::unready;
 
 /// How often BIRD is looked at: a lost reload or a restarted BIRD is made good within that.
 const SUPERVISE_EVERY: Duration = Duration::from_secs(2);
 /// How long changes wait for a cut.
 const CUT_WAIT: Duration = Duration::from_millis(500);
 
-/// Updates on their way to the model: deletions are held back until a cut.
-#[derive(Default)]
-struct Intake {
-    deletions: HashMap<Key, Update>,
-}
-
-impl Intake {
-    fn take(&mut self, model: &mut Model, updates: Vec<Update>) -> bool {
-        let mut changed = false;
-        for update in updates {
-            if update.value.is_ok() {
-                self.deletions.remove(&update.key);
-                changed |= model.on_update(update);
-            } else {
-                self.deletions.insert(update.key.clone(), update);
-            }
-        }
-        changed
-    }
-
-    fn cut(&mut self, model: &mut Model) -> bool {
-        let mut changed = false;
-        for (_, update) in self.deletions.drain() {
-            changed |= model.on_update(update);
-        }
-        changed
-    }
-}
-
-/// Which objects BIRD may refuse, one after the other, before the agent gives up until the next change.
+/// So many objects that BIRD refuses are left out, one after the other, before the agent gives up until the next change.
 const MAX_REFUSED: usize = 16;
 
 /// Where the configuration goes, and what of it comes from the node itself.
@@ -76,9 +51,6 @@ pub struct Outputs {
     pub local_files: LocalFiles,
 }
 
-/// As long as this after the start every peer has to be up before the node counts as ready; afterwards one is
-/// enough, so that a neighbour's failure does not take nodes out of service.
-const ALL_PEERS_FOR: Duration = Duration::from_secs(30);
 /// A peer in trouble is said once it has been so for this long.
 const TROUBLE_AFTER: Duration = Duration::from_secs(30);
 
@@ -300,9 +272,17 @@ impl Agent {
         }
         self.metrics.problems.set(problems.len() as f64);
         self.problems = problems;
+        self.tell_operators();
     }
 
-    /// Each daemon in turn. What one of them refuses is left out, and tried without.
+    /// For `bulrushctl status`: what cannot be used, and why BIRD does not run the latest configuration.
+    fn tell_operators(&self) {
+        let problems = self.problems.iter().map(Problem::to_string);
+        let error = self.last_error.iter().map(|error| format!("BIRD: {error}"));
+        self.reports.problems(error.chain(problems).collect());
+    }
+
+    /// Each daemon in turn.
     async fn supervise_all(&mut self) -> Supervision {
         let mut all = Supervision { alive: true, confirmed: true, ..Default::default() };
         for programmer in &mut self.outputs.programmers {
@@ -317,6 +297,7 @@ impl Agent {
         all
     }
 
+    /// Leaves out the object that BIRD refuses; `true` when there is another configuration to try.
     fn leave_out(&mut self, error: &ProgramError) -> bool {
         let (ProgramError::Write(WriteError::Refused(refusal)) | ProgramError::Refused(refusal)) = error
         else {
@@ -373,6 +354,7 @@ impl Agent {
             None => {
                 if self.last_error.take().is_some() {
                     tracing::info!("bird is fine again");
+                    self.tell_operators();
                 }
                 if !confirmed {
                     self.health.beat();
@@ -417,6 +399,7 @@ impl Agent {
             _ => tracing::error!(error = text, "bird does not run the latest configuration"),
         }
         self.last_error = Some(text);
+        self.tell_operators();
     }
 
     /// What was rendered has everything of the last cut in it, and BIRD runs it.
@@ -424,41 +407,5 @@ impl Agent {
         if let Some(cut) = self.cut.take() {
             self.acks.send_replace(Some(cut));
         }
-    }
-}
-
-/// Why the node should get no traffic yet, as Calico's readiness check has it: first every peer has to be up and
-/// BIRD done with a restart, later one peer is enough. No peers are no reason.
-fn unready(running: Duration, peers: usize, recovering: bool, troubles: &[Trouble]) -> Option<String> {
-    let down: Vec<&Trouble> =
-        troubles.iter().filter(|trouble| trouble.state != State::Established.name()).collect();
-    let listed = || down.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if running < ALL_PEERS_FOR {
-        if recovering {
-            return Some("BIRD waits for its neighbours after a restart".to_owned());
-        }
-        (!down.is_empty()).then(|| format!("{} of {peers} peers are not up: {}", down.len(), listed()))
-    } else {
-        (peers > 0 && down.len() == peers).then(|| format!("none of {peers} peers is up: {}", listed()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn at_first_every_peer_counts_and_later_one_is_enough() {
-        let trouble =
-            |state| Trouble { name: "a".into(), state, reason: None, age: Duration::ZERO, flaps: 0 };
-        let (early, late) = (Duration::from_secs(3), Duration::from_secs(300));
-        assert_eq!(unready(early, 0, false, &[]), None);
-        assert_eq!(unready(early, 2, false, &[]), None);
-        assert!(unready(early, 2, true, &[]).is_some());
-        let one = [trouble("Active")];
-        assert!(unready(early, 2, false, &one).unwrap().starts_with("1 of 2 peers are not up: a (Active"));
-        assert_eq!(unready(late, 2, true, &one), None);
-        assert!(unready(late, 1, false, &one).unwrap().starts_with("none of 1 peers is up"));
-        assert_eq!(unready(late, 1, false, &[trouble("Established")]), None, "flapping, but up");
     }
 }
