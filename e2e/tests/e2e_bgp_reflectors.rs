@@ -155,7 +155,8 @@ fn a_mesh_becomes_two_reflectors_and_one_is_killed_without_a_lost_route() -> Res
         "not straight to its node: {route}"
     );
 
-    // The other next-hop mode: through the reflector, and back.
+    // The other next-hop mode: through the reflector, and back. No felix makes that one forward.
+    cluster.lab.sh(&reflector.netns, "sysctl -qw net.ipv4.ip_forward=1")?;
     for (mode, via) in [("Self", &reflector.ip), ("Auto", &cluster.lab.node("n2").ip)] {
         cluster.apply(&format!(
             "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: outside}}\n\
