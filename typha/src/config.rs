@@ -95,6 +95,11 @@ pub const SPECS: &[Spec] = &[
         "require: an agent may only be the node and agent that its certificate names (URI SAN \
          spiffe://DOMAIN/node/NODE/agent/AGENT)",
     ),
+    spec(
+        "MaxConcurrentSnapshots",
+        "none",
+        "Snapshots that are sent side by side, others wait for their turn; none = 16 for each processor",
+    ),
     spec("MaxConnectionsPerAddress", "10000", "Connections from one address; none = no limit"),
     spec("ServerHandshakeTimeoutSecs", "10", "How long TLS, and a new stream's hello, may take"),
     spec("ServerMinBatchingAgeThresholdSecs", "0.01", "Changes this close together are sent together"),
@@ -165,6 +170,7 @@ impl Config {
                 rebalance: settings.get("ConnectionRebalancing")?,
                 handshake_timeout: positive(settings, "ServerHandshakeTimeoutSecs")?,
                 per_address: settings.get("MaxConnectionsPerAddress")?,
+                snapshots: settings.get("MaxConcurrentSnapshots")?,
                 bind_clients: binding(settings)?,
                 tls: tls(settings)?.map(Arc::new),
                 coalesce: settings.get("ServerMinBatchingAgeThresholdSecs")?,

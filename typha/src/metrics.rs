@@ -15,6 +15,8 @@ const CONNECTIONS_STREAMING: &str = "typha_connections_streaming";
 const CONNECTIONS_REFUSED: &str = "typha_connections_refused_total";
 const HELLOS_REFUSED: &str = "typha_hellos_refused_total";
 const SNAPSHOTS_GENERATED: &str = "typha_snapshots_generated";
+const SNAPSHOTS_ACTIVE: &str = "typha_snapshots_active";
+const SNAPSHOTS_WAITING: &str = "typha_snapshots_waiting";
 const RESUMES: &str = "typha_resumes_total";
 const UPDATES_TOTAL: &str = "typha_updates_total";
 const UPDATES_SKIPPED: &str = "typha_updates_skipped";
@@ -44,6 +46,8 @@ pub struct Metrics {
     pub connections_refused: Counter,
     pub hellos_refused: Counter,
     pub snapshots: Counter,
+    pub snapshots_active: Gauge,
+    pub snapshots_waiting: Gauge,
     pub resumed_snapshot: Counter,
     pub resumed_delta: Counter,
     pub resumed_digest: Counter,
@@ -77,6 +81,8 @@ impl Metrics {
             connections_refused: counter!(CONNECTIONS_REFUSED),
             hellos_refused: counter!(HELLOS_REFUSED),
             snapshots: counter!(SNAPSHOTS_GENERATED),
+            snapshots_active: gauge!(SNAPSHOTS_ACTIVE),
+            snapshots_waiting: gauge!(SNAPSHOTS_WAITING),
             resumed_snapshot: counter!(RESUMES, "verdict" => "snapshot"),
             resumed_digest: counter!(RESUMES, "verdict" => "digest"),
             resumed_delta: counter!(RESUMES, "verdict" => "delta"),
@@ -138,6 +144,8 @@ impl Metrics {
         for gauge in [
             &self.connections_active,
             &self.connections_streaming,
+            &self.snapshots_active,
+            &self.snapshots_waiting,
             &self.cache_size,
             &self.tombstones,
             &self.seq,
@@ -178,6 +186,8 @@ fn describe() {
         "Streams refused: no hello in time, another first message, another version."
     );
     describe_counter!(SNAPSHOTS_GENERATED, "Snapshots sent completely.");
+    describe_gauge!(SNAPSHOTS_ACTIVE, "Snapshots that are being sent.");
+    describe_gauge!(SNAPSHOTS_WAITING, "Streams that wait for their turn to be sent a snapshot.");
     describe_counter!(RESUMES, "Verdicts on the tokens that clients offered.");
     describe_counter!(UPDATES_TOTAL, "Entries that changed in the cache.");
     describe_counter!(UPDATES_SKIPPED, "Updates that changed nothing agents read.");

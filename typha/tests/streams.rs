@@ -231,6 +231,23 @@ async fn drain_ends_streams_that_stay() {
 }
 
 #[tokio::test]
+async fn stream_of_a_day_comes_again_and_is_told_nothing_twice() {
+    // Its day is a second.
+    let replica = Replica::listed(Options { renewal: Duration::from_secs(1), ..options() }, 10, some(100));
+    let agent = Agent::start(&[replica.name()], "felix");
+    eventually("the third connection", || agent.look().connected.len() == 3).await;
+    replica.apply(11, vec![unset(1)]);
+    agent.settle(&replica).await;
+    let account = agent.look();
+    assert!(
+        account.disconnected.iter().all(|reason| reason.contains("renewal")),
+        "{:?}",
+        account.disconnected
+    );
+    assert_eq!((account.updates, account.deletions, account.in_sync), (101, vec![key(1)], 1));
+}
+
+#[tokio::test]
 async fn change_of_kinds_that_an_agent_does_not_read_costs_it_a_cut_at_most() {
     let replica = Replica::listed(options(), 10, some(10));
     let agent = Agent::start(&[replica.name()], "confd");

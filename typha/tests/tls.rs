@@ -164,6 +164,48 @@ async fn renewed_certificates_are_used_and_open_streams_stay() {
     assert_eq!((account.connected.len(), account.disconnected.len()), (1, 0));
 }
 
+/// A certificate's end is a whole second.
+fn in_seconds(seconds: u64) -> SystemTime {
+    SystemTime::now() + Duration::from_secs(seconds)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_renewed_before_their_certificate_ends_and_not_without_a_new_one() {
+    let (lab, store) = (Lab::new(), tempfile::tempdir().unwrap());
+    let manifest = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.65.0.0/16}\n";
+    std::fs::write(store.path().join("pool.yaml"), manifest).unwrap();
+    let typha = lab.typha(store.path(), &[("TYPHA_CLIENTCN", CLIENT)]).await;
+    let short = |file: &str| {
+        let folder = lab.folder.path();
+        lab.authority.issue_until(folder, file, CLIENT, "spiffe://lab/fleet", in_seconds(12)).unwrap()
+    };
+    let end = in_seconds(12);
+    let start = |node: &str, files: Files| {
+        let server = Expected { common_name: SERVER.into(), uri_san: String::new() };
+        Agent::start_tls(node, &[typha.server.to_string()], "felix", Some(ClientTls { files, server }))
+    };
+    let (renewed, forgotten) = (start("n1", short("renewed")), start("n2", short("forgotten")));
+    for agent in [&renewed, &forgotten] {
+        eventually("a proven state", || agent.look().in_sync == 1).await;
+    }
+    // As a manager of certificates does it, in good time.
+    lab.issue("renewed", CLIENT, "spiffe://lab/fleet");
+    eventually("a new connection", || renewed.look().connected.len() == 2).await;
+    assert!(SystemTime::now() < end, "it had to be before the end");
+    assert!(renewed.look().disconnected[0].contains("renewal"), "{:?}", renewed.look().disconnected);
+
+    let before = refused(&typha);
+    eventually("the ended certificate to be refused", || SystemTime::now() > end && refused(&typha) > before)
+        .await;
+    let (renewed, forgotten) = (renewed.look(), forgotten.look());
+    assert_eq!((renewed.connected.len(), renewed.disconnected.len()), (2, 1));
+    assert_eq!(forgotten.connected.len(), forgotten.disconnected.len());
+    for account in [&renewed, &forgotten] {
+        assert!(account.deletions.is_empty() && account.spurious.is_empty() && !account.state.is_empty());
+        assert_eq!((account.in_sync, account.updates), (1, account.state.len()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_handshakes_delay_nobody_and_end_and_one_address_has_a_limit() {
     let (lab, store) = (Lab::new(), tempfile::tempdir().unwrap());

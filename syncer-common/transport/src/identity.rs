@@ -3,6 +3,8 @@
 //! A certificate is bound to a node and an agent by a URI SAN `spiffe://TRUST-DOMAIN/node/NODE/agent/AGENT`; without the
 //! last two parts it stands for every agent of the node.
 
+use std::time::{Duration, SystemTime};
+
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -11,6 +13,13 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub struct Identity {
     pub common_name: String,
     pub uris: Vec<String>,
+}
+
+/// When a certificate ends; nothing if it cannot be read.
+pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end))
 }
 
 /// Whom the other end has to be: either suffices. Both empty: anybody whom the CA has signed.

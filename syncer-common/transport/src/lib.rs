@@ -22,7 +22,7 @@ pub use client::{ClientTls, channel};
 pub use files::{Files, TlsError};
 pub use identity::{Expected, Identity};
 pub use io::Io;
-pub use server::ServerTls;
+pub use server::{Admitted, ServerTls};
 
 /// gRPC is HTTP/2.
 const ALPN: &[u8] = b"h2";

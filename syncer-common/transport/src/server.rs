@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::files::provider;
+use crate::identity::end_of;
 use crate::{ALPN, Expected, Files, Identity, Io, TlsError};
 
 /// How often the files are looked at.
@@ -23,27 +24,43 @@ pub struct ServerTls {
 }
 
 struct Current {
-    acceptor: TlsAcceptor,
-    own: Identity,
+    end: End,
     stamp: [Option<SystemTime>; 3],
     looked: Instant,
+}
+
+/// This end of connections.
+#[derive(Clone)]
+struct End {
+    acceptor: TlsAcceptor,
+    own: Identity,
+    until: Option<SystemTime>,
+}
+
+/// A client that was let in.
+pub struct Admitted {
+    pub io: Io,
+    pub identity: Identity,
+    /// When the first of both ends' certificates ends.
+    pub until: Option<SystemTime>,
 }
 
 impl ServerTls {
     /// Reads the files. `clients`: who they have to be.
     pub fn new(files: Files, clients: Expected) -> Result<ServerTls, TlsError> {
         let stamp = files.stamp();
-        let (acceptor, own) = acceptor(&files)?;
-        let current = Mutex::new(Current { acceptor, own, stamp, looked: Instant::now() });
+        let end = end(&files)?;
+        let current = Mutex::new(Current { end, stamp, looked: Instant::now() });
         Ok(ServerTls { files, clients, current })
     }
 
     /// Does the handshake, and says who the client is.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<(Io, Identity)> {
-        let (acceptor, own) = self.acceptor();
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<Admitted> {
+        let End { acceptor, own, until } = self.end();
         let stream = acceptor.accept(stream).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let identity = certificate.and_then(Identity::of).unwrap_or_default();
+        let until = certificate.and_then(end_of).into_iter().chain(until).min();
         // The other replicas have certificates of the same name.
         if !self.clients.accepts(&identity) && identity != own {
             let Expected { common_name, uri_san } = &self.clients;
@@ -52,20 +69,20 @@ impl ServerTls {
                 identity.common_name, identity.uris
             )));
         }
-        Ok((Io::Tls(Box::new(stream.into())), identity))
+        Ok(Admitted { io: Io::Tls(Box::new(stream.into())), identity, until })
     }
 
     /// Reads the files again if they have changed. Files that cannot be used leave everything as it was.
-    fn acceptor(&self) -> (TlsAcceptor, Identity) {
+    fn end(&self) -> End {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.looked.elapsed() >= LOOK_EVERY {
             current.looked = Instant::now();
             let stamp = self.files.stamp();
             if stamp != current.stamp {
-                match acceptor(&self.files) {
-                    Ok((acceptor, own)) => {
+                match end(&self.files) {
+                    Ok(end) => {
                         tracing::info!("certificates have changed, new connections use them");
-                        (current.acceptor, current.own, current.stamp) = (acceptor, own, stamp);
+                        (current.end, current.stamp) = (end, stamp);
                     }
                     // Half of them may be written; they are read again in a second.
                     Err(error) => {
@@ -74,13 +91,14 @@ impl ServerTls {
                 }
             }
         }
-        (current.acceptor.clone(), current.own.clone())
+        current.end.clone()
     }
 }
 
-fn acceptor(files: &Files) -> Result<(TlsAcceptor, Identity), TlsError> {
+fn end(files: &Files) -> Result<End, TlsError> {
     let read = files.read()?;
     let own = read.chain.first().and_then(Identity::of).unwrap_or_default();
+    let until = read.chain.first().and_then(end_of);
     let verifier = WebPkiClientVerifier::builder_with_provider(read.roots, provider())
         .build()
         .map_err(|error| TlsError::Verifier(error.to_string()))?;
@@ -89,5 +107,5 @@ fn acceptor(files: &Files) -> Result<(TlsAcceptor, Identity), TlsError> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(read.chain, read.key)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok((TlsAcceptor::from(Arc::new(config)), own))
+    Ok(End { acceptor: TlsAcceptor::from(Arc::new(config)), own, until })
 }

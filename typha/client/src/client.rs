@@ -74,7 +74,10 @@ async fn follow(
         match &end {
             End::AgentGone => return,
             End::GoAway { servers: hinted, not_before, .. } => {
-                servers.hint(hinted);
+                match hinted.is_empty() {
+                    true => servers.again(),
+                    false => servers.hint(hinted),
+                }
                 wait = wait.min(first).max(*not_before);
                 tracing::info!(reason = %end, "leaving the server");
             }

@@ -128,6 +128,11 @@ impl Servers {
         self.hints.make_contiguous().sort_by_key(position);
     }
 
+    /// The present server wishes its clients to come again, and names no other.
+    pub fn again(&mut self) {
+        self.hints = self.current.iter().cloned().collect();
+    }
+
     /// Where else to go, best first.
     pub fn others(&self) -> Vec<String> {
         self.list.iter().filter(|server| Some(*server) != self.current.as_ref()).cloned().collect()
@@ -174,6 +179,9 @@ mod tests {
         let hint = names().into_iter().find(|server| *server != left).unwrap();
         order.hint(&[left.clone(), hint.clone()]);
         assert_eq!(order.pick(), Some(hint));
+        let now = order.pick();
+        order.again();
+        assert_eq!(order.pick(), now);
         assert_eq!(Servers::new(&[], "n1", "").pick(), None);
     }
 

@@ -1,5 +1,6 @@
 //! Snapshots as shared pieces: a segment is a kind, or a sixty-fourth of a large one, encoded and compressed once for
-//! all who pull it.
+//! all who pull it (and once more for those who take nothing compressed). So what any number of readers hold, slow ones
+//! included, is of the size of the state.
 //!
 //! A segment may be older than the state, as long as it is not older than the position from which its reader is
 //! sent changes afterwards. Readers who come within a moment begin at one position, so that under churn a segment
@@ -27,14 +28,14 @@ const MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct Segments {
-    slots: Mutex<HashMap<(Kind, u16), SharedSlot>>,
+    slots: Mutex<HashMap<(Kind, u16, bool), SharedSlot>>,
     base: Mutex<Option<(u64, Instant)>>,
 }
 
-/// By kind and first leaf; locked by itself while it is built.
+/// By kind, first leaf and whether it is compressed; locked by itself while it is built.
 type SharedSlot = Arc<Mutex<Slot>>;
 
-/// What was built last: the leaves it is of, the position it is of, and its messages, compressed where that helps.
+/// What was built last: the leaves it is of, the position it is of, and its messages.
 #[derive(Default)]
 struct Slot {
     leaves: Option<RangeInclusive<u16>>,
@@ -81,11 +82,7 @@ impl Segments {
             false => 0..=LEAVES - 1,
         };
         let next = (*leaves.end() < LEAVES - 1).then(|| leaves.end() + 1);
-        if !zstd {
-            let (members, _) = read().members(kind, leaves);
-            return (encode::pages(&members), next);
-        }
-        let slot = lock(&self.slots).entry((kind, *leaves.start())).or_default().clone();
+        let slot = lock(&self.slots).entry((kind, *leaves.start(), zstd)).or_default().clone();
         // Who wants the same segment waits until it is built, once.
         let mut slot = lock(&slot);
         slot.pulled = Some(now);
@@ -94,7 +91,10 @@ impl Segments {
         if !valid {
             let (members, seq) = read().members(kind, leaves.clone());
             let pages = encode::pages(&members);
-            slot.messages = pages.into_iter().map(|page| compress(&page).unwrap_or(page)).collect();
+            slot.messages = match zstd {
+                true => pages.into_iter().map(|page| compress(&page).unwrap_or(page)).collect(),
+                false => pages,
+            };
             (slot.leaves, slot.seq) = (Some(leaves), seq);
         }
         (slot.messages.clone(), next)

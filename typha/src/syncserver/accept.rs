@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::transport::server::Connected;
-use transport::{Identity, Io, ServerTls};
+use transport::{Admitted, Identity, Io, ServerTls};
 
 use crate::metrics::Metrics;
 
@@ -32,6 +32,8 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// With TLS.
     pub identity: Option<Arc<Identity>>,
+    /// When the first of both ends' certificates ends.
+    pub until: Option<SystemTime>,
 }
 
 pub(super) struct Accept {
@@ -103,8 +105,8 @@ impl Accept {
                 let shaken = tokio::time::timeout(limit, shake_hands(stream, tls)).await;
                 let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                 match shaken {
-                    Ok((io, identity)) => {
-                        let peer = Peer { address: Some(address), identity: identity.map(Arc::new) };
+                    Ok((io, peer)) => {
+                        let peer = Peer { address: Some(address), ..peer };
                         // Fails only when the server is going down.
                         ready.send(Ok(Accepted { io, peer, _slot: slot })).await.ok();
                     }
@@ -127,12 +129,11 @@ impl Accept {
     }
 }
 
-async fn shake_hands(stream: TcpStream, tls: Option<Arc<ServerTls>>) -> io::Result<(Io, Option<Identity>)> {
+async fn shake_hands(stream: TcpStream, tls: Option<Arc<ServerTls>>) -> io::Result<(Io, Peer)> {
     stream.set_nodelay(true)?;
-    match tls {
-        None => Ok((Io::Plain(stream), None)),
-        Some(tls) => tls.accept(stream).await.map(|(io, identity)| (io, Some(identity))),
-    }
+    let Some(tls) = tls else { return Ok((Io::Plain(stream), Peer::default())) };
+    let Admitted { io, identity, until } = tls.accept(stream).await?;
+    Ok((io, Peer { address: None, identity: Some(Arc::new(identity)), until }))
 }
 
 impl Connected for Accepted {

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::accept::Peer;
+use super::admission::Admitted;
 use super::compare::Compare;
 use super::registry::Client;
 use super::{Context, hello};
@@ -34,6 +35,9 @@ use crate::snapcache::{Freeze, KindSet, Place, Progress, Resume, Stand, Subscrip
 const NOT_IN_SYNC: &str = "this replica has not caught up with the datastore yet";
 const FORKED: &str = "FORKED: the datastore's history is not the one that was followed; deletions are held until \
                       an operator sets AcceptHistory";
+
+/// Streams whose certificate ends within this time last until then.
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
 
 /// For each answer of a client whose state is compared.
 const DIGEST_WAIT: Duration = Duration::from_secs(30);
@@ -53,6 +57,8 @@ pub(super) struct Connection {
     /// Its place among the streams that leave when this replica drains.
     share: f64,
     away: Option<watch::Receiver<Vec<String>>>,
+    /// When the client has to come again.
+    renewal: Instant,
     phase: Phase,
 }
 
@@ -101,12 +107,16 @@ struct Snapshot {
     start: u64,
     /// What is to be sent next of the segments.
     next: Option<Place>,
+    /// Nothing of it has been pulled, and nothing else depends on where it begins.
+    may_start_later: bool,
+    admitted: Admitted,
 }
 
 impl Snapshot {
     fn new(kinds: KindSet, sweep: bool, start: u64) -> Self {
         let first = kinds.iter().next();
-        Snapshot { kinds, sweep, start, next: first.map(|kind| Place { kind, leaf: 0 }) }
+        let next = first.map(|kind| Place { kind, leaf: 0 });
+        Snapshot { kinds, sweep, start, next, may_start_later: false, admitted: Admitted::No }
     }
 
     /// The place after this one; the next leaf of the kind, if there is one.
@@ -114,6 +124,10 @@ impl Snapshot {
         let mut kinds = self.kinds.iter().skip_while(|other| *other != kind);
         let next = kinds.nth(1).map(|kind| Place { kind, leaf: 0 });
         self.next = leaf.map(|leaf| Place { kind, leaf }).or(next);
+        self.may_start_later = false;
+        if self.next.is_none() {
+            self.admitted = Admitted::No;
+        }
     }
 }
 
@@ -157,12 +171,24 @@ async fn away(orders: &mut Option<watch::Receiver<Vec<String>>>) -> Vec<String> 
     }
 }
 
+/// How long a stream may last: shorter than its certificates, and no fleet's streams end at one moment.
+fn lifetime(longest: Duration, until: Option<SystemTime>, now: SystemTime, share: f64) -> Duration {
+    let Some(until) = until else { return longest.mul_f64(1.0 - 0.1 * share) };
+    let left = until.duration_since(now).unwrap_or_default();
+    // With the same certificate it will come again, and at the very end be refused.
+    let left = if left > LAST_MOMENTS { left.mul_f64(0.9 - 0.2 * share) } else { left };
+    left.min(longest.mul_f64(1.0 - 0.1 * share))
+}
+
 impl Connection {
     pub fn new(context: Arc<Context>, inbound: Streaming<ClientMessage>, peer: Peer, zstd: bool) -> Self {
         context.metrics.connections_active.increment(1.0);
         let progress = context.cache.progress();
         let mut heartbeat = context.heartbeat.subscribe();
         heartbeat.mark_unchanged();
+        let share = rand::rng().random_range(0.0..1.0);
+        let renewal =
+            Instant::now() + lifetime(context.options.renewal, peer.until, SystemTime::now(), share);
         Connection {
             context,
             inbound,
@@ -173,8 +199,9 @@ impl Connection {
             progress,
             heartbeat,
             registered: None,
-            share: rand::rng().random_range(0.0..1.0),
+            share,
             away: None,
+            renewal,
             phase: Phase::Hello,
         }
     }
@@ -341,9 +368,8 @@ impl Connection {
                 }
                 // Its deletions are not to be believed, nor are tokens of it to be changed by parts.
                 cursor.offered = None;
-                let start = self.context.cache.base();
-                (cursor.seq, cursor.settled) = (start, start);
-                cursor.snapshot = Some(Snapshot::new(kinds, sweep, start));
+                let snapshot = Snapshot::new(kinds, sweep, head);
+                cursor.snapshot = Some(Snapshot { may_start_later: true, ..snapshot });
             }
             Resume::Digest => {
                 let until = Instant::now() + DIGEST_WAIT;
@@ -446,6 +472,12 @@ impl Connection {
             return Ok(());
         }
         if cursor.cut.is_none() || cursor.seq < freeze.stand.seq {
+            if let Some(snapshot) = &mut cursor.snapshot
+                && snapshot.next.is_some()
+                && !snapshot.admitted.is_now(&self.context.admission)
+            {
+                return self.await_turn().await;
+            }
             self.hear()?;
             return self.advance(&freeze);
         }
@@ -456,11 +488,38 @@ impl Connection {
                 self.leave("draining", self.context.targets());
             }
             servers = away(&mut self.away), if !going_away => self.leave("rebalancing", servers),
+            () = tokio::time::sleep_until(self.renewal), if !going_away => self.renew(),
+            () = tokio::time::sleep_until(self.renewal + self.context.options.drain), if going_away => {
+                self.phase = Phase::Closed;
+            }
             message = self.inbound.message(), if self.listening => self.on_message(message?)?,
             changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok(), &freeze),
             changed = cursor.freezes.freezes.changed() => if changed.is_err() {
                 self.phase = Phase::Closed;
             },
+        }
+        Ok(())
+    }
+
+    /// Waits until the snapshot may go on.
+    async fn await_turn(&mut self) -> Result<(), Status> {
+        let Phase::Streaming(Cursor { snapshot: Some(snapshot), seq, settled, going_away, .. }) =
+            &mut self.phase
+        else {
+            return Ok(());
+        };
+        tokio::select! {
+            () = snapshot.admitted.wait() => if snapshot.may_start_later {
+                snapshot.start = self.context.cache.base();
+                (*seq, *settled) = (snapshot.start, snapshot.start);
+            },
+            () = self.context.closed.cancelled() => self.phase = Phase::Closed,
+            () = self.context.leave(self.share), if !*going_away => {
+                self.leave("draining", self.context.targets());
+            }
+            servers = away(&mut self.away), if !*going_away => self.leave("rebalancing", servers),
+            message = self.inbound.message(), if self.listening => self.on_message(message?)?,
+            _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
         }
         Ok(())
     }
@@ -580,6 +639,14 @@ impl Connection {
         self.go_away(sync::GoAway { reason: reason.to_owned(), servers, not_before_millis: 0 });
     }
 
+    /// Asks the client to come again, because its certificate ends or the stream is a day old.
+    fn renew(&mut self) {
+        if let Phase::Streaming(cursor) = &mut self.phase {
+            cursor.going_away = true;
+        }
+        self.go_away(sync::GoAway { reason: "renewal".to_owned(), ..Default::default() });
+    }
+
     fn go_away(&mut self, go_away: sync::GoAway) {
         self.queue.push_back(message(server_message::Message::GoAway(go_away)));
     }
@@ -625,5 +692,26 @@ impl Connection {
         let status =
             sync::KindStatus { state: state as i32, kinds: kinds.names(), detail: detail.to_owned() };
         self.queue.push_back(message(server_message::Message::Status(status)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_end_before_their_certificates_and_not_at_one_moment() {
+        let (day, now) = (Duration::from_secs(86_400), SystemTime::now());
+        let hours = |share, left: Option<u64>| {
+            let until = left.map(|hours| now + Duration::from_secs(hours * 3_600));
+            lifetime(day, until, now, share).as_secs_f64() / 3_600.0
+        };
+        assert_eq!((hours(0.0, None), hours(1.0, None)), (24.0, 21.6));
+        assert_eq!((hours(0.0, Some(8_760)), hours(1.0, Some(8_760))), (24.0, 21.6));
+        assert!(hours(0.0, Some(10)) < 9.01 && hours(1.0, Some(10)) > 6.99);
+        // No hundred streams in its last second.
+        let last = Duration::from_secs(5);
+        assert_eq!(lifetime(day, Some(now + last), now, 0.5), last);
+        assert_eq!(lifetime(day, Some(now - last), now, 0.5), Duration::ZERO);
     }
 }

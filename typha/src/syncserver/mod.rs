@@ -6,6 +6,7 @@
 //!   ├─ service.rs     one Connection per stream, polled when its socket can take more
 //!   │    compare.rs      digests: what the client lacks, and holds too much
 //!   │    connection.rs   hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
+//!   ├─ admission.rs   whose turn it is to be sent a snapshot
 //!   ├─ freezes        now and then, what changed is encoded once, a watch channel to all streams (snapcache)
 //!   ├─ heartbeat      every 2 s, encoded once, a watch channel to all streams
 //!   └─ admin.rs       Status, Load, Wait, from the registry of streams (registry.rs)
@@ -16,6 +17,7 @@
 
 mod accept;
 mod admin;
+mod admission;
 pub(crate) mod compare;
 mod connection;
 mod heads;
@@ -43,10 +45,13 @@ use crate::metrics::Metrics;
 use crate::pipeline::Intake;
 use crate::reports::Inbox;
 use crate::snapcache::{Shared, message};
+use admission::Admission;
 pub use peers::Discovery;
 use peers::Peers;
 use registry::Registry;
 
+/// No stream is older: what was revoked or renewed meanwhile counts at the latest then [G4].
+const RENEWAL: Duration = Duration::from_secs(24 * 3600);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Heartbeats carry the positions that moved within this time: five chances to hear of each.
 const POSITIONS: Duration = Duration::from_secs(10);
@@ -55,9 +60,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 4;
 const FRAME_BYTES: u32 = 64 << 10;
-/// Streams that ignored the go-away have been ended; this long for their connections to close.
 /// How long a drain gives each stream, up to a part of its time in all.
 const LEAVE_EACH: Duration = Duration::from_millis(5);
+/// Streams that ignored the go-away have been ended; this long for their connections to close.
 const CLOSING: Duration = Duration::from_millis(500);
 
 /// How the server behaves; the defaults are those of the settings.
@@ -78,6 +83,8 @@ pub struct Options {
     pub rebalance: bool,
     /// Connections from one address; 0 = no limit.
     pub per_address: usize,
+    /// Snapshots that are sent side by side; 0 = as many as the processors can do.
+    pub snapshots: usize,
     /// Nothing: plain TCP.
     pub tls: Option<Arc<ServerTls>>,
     /// A client may only be the node and agent that its certificate names, and such a client may not ask what
@@ -91,6 +98,8 @@ pub struct Options {
     /// From the go-away to the end of the remaining streams.
     pub drain: Duration,
     pub heartbeat: Duration,
+    /// How long a stream may last.
+    pub renewal: Duration,
 }
 
 impl Default for Options {
@@ -105,12 +114,14 @@ impl Default for Options {
             peer_tls: None,
             rebalance: true,
             per_address: 0,
+            snapshots: 0,
             tls: None,
             bind_clients: false,
             behind_wait: Duration::from_secs(5),
             coalesce: Duration::from_millis(100),
             drain: Duration::from_secs(5),
             heartbeat: HEARTBEAT,
+            renewal: RENEWAL,
         }
     }
 }
@@ -127,6 +138,7 @@ struct Context {
     metrics: Metrics,
     options: Options,
     registry: Registry,
+    admission: Arc<Admission>,
     reports: Arc<Inbox>,
     heads: heads::Heads,
     peers: Peers,
@@ -210,6 +222,7 @@ impl Server {
             cache,
             intake,
             metrics,
+            admission: Admission::new(options.snapshots),
             options,
             registry: Registry::default(),
             reports: Arc::default(),
@@ -280,6 +293,7 @@ impl Server {
             () = accepting => Ok(()),
             () = beat(&context) => Ok(()),
             () = peers::follow(&context) => Ok(()),
+            () = context.admission.take_back() => Ok(()),
             () = context.heads.follow(context.cache.progress()) => Ok(()),
             () = context.cache.freeze_now_and_then(context.options.coalesce) => Ok(()),
             () = tell_health(&context, &health) => Ok(()),
@@ -295,6 +309,8 @@ async fn beat(context: &Context) {
     loop {
         ticks.tick().await;
         context.heartbeat.send_replace(context.heartbeat());
+        context.metrics.snapshots_active.set(context.admission.active() as f64);
+        context.metrics.snapshots_waiting.set(context.admission.waiting() as f64);
         context.cache.cool();
     }
 }
