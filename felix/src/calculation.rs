@@ -100,6 +100,8 @@ impl Calculation {
                 }
             }
             ClientEvent::Updates(updates) => self.on_updates(updates),
+            // Never asked for.
+            ClientEvent::Raw(_) => {}
             ClientEvent::InSync => {
                 tracing::info!("in sync");
                 self.in_sync = true;

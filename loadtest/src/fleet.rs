@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use daemon::CancellationToken;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use typha_client::{ClientConfig, ClientEvent};
+use typha_client::{ClientConfig, ClientEvent, Names};
 
 use crate::follow::Spread;
 use crate::latency::Latencies;
@@ -22,9 +24,32 @@ pub struct Fleet {
     servers: Vec<String>,
     seen: Seen,
     pub keys: Keys,
+    names: Names,
     members: Members,
     tasks: JoinSet<()>,
     stop: CancellationToken,
+}
+
+/// Which nodes read every value, and the fault of the first.
+pub struct Sample {
+    pub members: Vec<bool>,
+    pub fault: Option<Fault>,
+}
+
+impl Sample {
+    pub fn none(nodes: usize) -> Sample {
+        Sample { members: vec![false; nodes], fault: None }
+    }
+
+    /// So many percent, but at least one; the same for the same seed.
+    pub fn draw(nodes: usize, percent: f64, seed: u64) -> Sample {
+        let count = (nodes as f64 * percent / 100.0).ceil().min(nodes as f64) as usize;
+        let mut sample = Sample::none(nodes);
+        for index in rand::seq::index::sample(&mut StdRng::seed_from_u64(seed), nodes, count) {
+            sample.members[index] = true;
+        }
+        sample
+    }
 }
 
 /// Who is told of what nodes receive.
@@ -40,6 +65,8 @@ pub struct Members(Arc<[Arc<Member>]>);
 
 struct Member {
     index: usize,
+    /// It reads every value, as felix does.
+    sampled: bool,
     node: Mutex<Node>,
     /// Whether it has stopped reading.
     stalled: watch::Sender<bool>,
@@ -86,14 +113,15 @@ impl Members {
 }
 
 impl Fleet {
-    pub fn new(servers: Vec<String>, names: Vec<String>, seen: Seen, fault: Option<Fault>) -> Self {
+    pub fn new(servers: Vec<String>, names: Vec<String>, seen: Seen, sample: Sample) -> Self {
         let keys = Keys::default();
         let stop = CancellationToken::new();
         let member = |(index, name)| {
             let mut node = Node::new(name, keys.clone());
-            node.fault = fault.filter(|_| index == 0);
+            node.fault = sample.fault.filter(|_| index == 0);
             Arc::new(Member {
                 index,
+                sampled: sample.members[index],
                 node: Mutex::new(node),
                 stalled: watch::Sender::new(false),
                 counts: AtomicBool::new(true),
@@ -101,7 +129,7 @@ impl Fleet {
             })
         };
         let members = Members(names.into_iter().enumerate().map(member).collect());
-        Fleet { servers, seen, keys, members, tasks: JoinSet::new(), stop }
+        Fleet { servers, seen, keys, names: Names::default(), members, tasks: JoinSet::new(), stop }
     }
 
     pub fn len(&self) -> usize {
@@ -116,7 +144,7 @@ impl Fleet {
     }
 
     fn spawn(&mut self, member: Arc<Member>) {
-        self.tasks.spawn(follow(member, self.servers.clone(), self.seen.clone()));
+        self.tasks.spawn(follow(member, self.servers.clone(), self.names.clone(), self.seen.clone()));
     }
 
     /// Every node dies, forgets everything and joins again, at once.
@@ -142,9 +170,10 @@ impl Fleet {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// The first `count` nodes stop reading, or read again.
+    /// `count` nodes stop reading, or read again: those of the sample first, for they notice most.
     pub fn stall(&self, count: usize, stalled: bool) {
-        for member in self.members.0.iter().take(count) {
+        let (sampled, others): (Vec<_>, Vec<_>) = self.members.0.iter().partition(|member| member.sampled);
+        for member in sampled.into_iter().chain(others).take(count) {
             if stalled {
                 member.counts.store(false, Ordering::Relaxed);
             }
@@ -182,7 +211,11 @@ impl Fleet {
     pub async fn all_hold(&self, truth: &State, patience: Duration) -> Result<Option<Instant>, Vec<String>> {
         let start = Instant::now();
         loop {
-            let wrong = |member: &&Arc<Member>| !lock(&member.node).state.same(truth);
+            let wrong = |member: &&Arc<Member>| {
+                let node = lock(&member.node);
+                // Those of the sample entry by entry, the others by the digest of all entries.
+                !node.state.same(truth) || (member.sampled && !node.state.equals(truth))
+            };
             let late: Vec<_> = self.members.0.iter().filter(wrong).collect();
             if late.is_empty() {
                 self.members.0.iter().for_each(|member| member.counts.store(true, Ordering::Relaxed));
@@ -224,9 +257,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(member: Arc<Member>, servers: Vec<String>, seen: Seen) {
+async fn follow(member: Arc<Member>, servers: Vec<String>, names: Names, seen: Seen) {
     let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
-    let config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
+    let mut config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
+    config.raw = (!member.sampled).then_some(names);
     let (events, mut received) = mpsc::channel(EVENTS);
     let (acks, programmed) = watch::channel(None);
     let session = lock(&member.session).clone();

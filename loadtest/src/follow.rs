@@ -7,10 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use syncer_common::model::Key;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::fleet::{Fleet, Seen};
+use crate::fleet::{Fleet, Sample, Seen};
 use crate::latency::Latencies;
 use crate::limits;
 use crate::run::OTHER_DESCRIPTORS;
@@ -39,8 +38,8 @@ impl Spread {
         Spread { watched, values: Mutex::default() }
     }
 
-    pub fn seen(&self, key: &Key, hash: u64) {
-        if !key.to_string().contains(&self.watched) {
+    pub fn seen(&self, key: &str, hash: u64) {
+        if !key.contains(&self.watched) {
             return;
         }
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as u64);
@@ -89,7 +88,7 @@ pub async fn follow(
     let names = (0..nodes).map(|index| format!("{prefix}{index:03}")).collect();
     let spread = watched.map(|watched| Arc::new(Spread::new(watched)));
     let seen = Seen { latencies: Arc::new(Latencies::new(Instant::now())), spread: spread.clone() };
-    let mut fleet = Fleet::new(servers, names, seen, None);
+    let mut fleet = Fleet::new(servers, names, seen, Sample::none(nodes));
     fleet.join();
     let mut interrupted = signal(SignalKind::interrupt()).context("waiting for Ctrl-C")?;
     let mut terminated = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
@@ -133,14 +132,14 @@ mod tests {
     #[test]
     fn receipts_are_kept_per_value_of_the_watched_entry() {
         let spread = Spread::new("tier/a".into());
-        let watched = Key::Tier { name: "a".into() };
-        assert!(watched.to_string().contains("tier/a"), "{watched}");
-        for (key, hash) in [(&watched, 1), (&watched, 1), (&Key::Tier { name: "b".into() }, 9), (&watched, 2)]
+        let watched = "/calico/v1/policy/tier/a/metadata";
+        for (key, hash) in
+            [(watched, 1), (watched, 1), ("/calico/v1/policy/tier/b/metadata", 9), (watched, 2)]
         {
             spread.seen(key, hash);
         }
         // A slow node still receives what was before.
-        spread.seen(&watched, 1);
+        spread.seen(watched, 1);
         let latest = spread.latest().expect("it was seen");
         assert_eq!((latest.value.as_str(), latest.received_unix_micros.len()), ("0000000000000002", 1));
     }

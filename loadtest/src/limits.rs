@@ -3,10 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Bytes per entry and node: what the agents' client keeps of a key, and eight bytes of its value.
-const PER_ENTRY: usize = 200;
-/// Per node beside its entries: two sockets' buffers and a connection.
-const PER_NODE: usize = 150 << 10;
+/// Bytes per entry and node: a hash table's slot in the agents' client, and eight bytes of the value (keys are shared).
+const PER_ENTRY: usize = 70;
+/// Per node beside its entries: buffers of its connection, and entries under way.
+const PER_NODE: usize = 1 << 20;
 
 /// Raises the limit of descriptors to what is needed; fails if that is not allowed.
 pub fn descriptors(needed: u64) -> Result<()> {

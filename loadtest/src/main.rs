@@ -111,6 +111,9 @@ struct RunArgs {
     /// Two runs with one seed write the same things in the same order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Percent of the nodes that read every value as felix does; the others hash what they receive.
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
+    sample: f64,
     /// How long nodes may take to hold what they should after a phase, in seconds.
     #[arg(long, default_value_t = 60)]
     patience: u64,
@@ -133,7 +136,7 @@ struct FollowArgs {
     /// What their names begin with; a number follows.
     #[arg(long, default_value = "sim-")]
     prefix: String,
-    /// Say when each node received the latest value of the entries whose key contains this.
+    /// Say when each node received the latest value of the entry whose key (/calico/v1/…) contains this.
     #[arg(long)]
     watch: Option<String>,
 }
@@ -196,6 +199,7 @@ fn run(args: RunArgs) -> Result<bool> {
         phases,
         seed: args.seed,
         patience: Duration::from_secs(args.patience),
+        sample: args.sample,
         fault: args.plant,
         logs: args.report.join("logs"),
         command: std::env::args().collect::<Vec<_>>().join(" "),

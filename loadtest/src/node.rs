@@ -1,21 +1,26 @@
 //! One simulated node: it keeps what it receives, as hashes, and checks it.
+//!
+//! Most nodes take entries as they came: the hash of the bytes says what they hold. Those of the sample read every
+//! value as felix does, and hash what they have read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use memchr::memmem;
 use prost::Message as _;
-use syncer_common::model::{Key, Update, Value};
+use syncer_common::digest;
+use syncer_common::model::{Key, Update};
 use typha_client::ClientEvent;
 
 use crate::cluster::MARK;
 
 /// Numbers for keys, the same for all nodes: a node then keeps a few bytes per entry and no key.
 #[derive(Clone, Default)]
-pub struct Keys(Arc<Mutex<HashMap<Key, u32>>>);
+pub struct Keys(Arc<Mutex<HashMap<Arc<str>, u32>>>);
 
 impl Keys {
-    pub fn number(&self, key: &Key) -> usize {
+    pub fn number(&self, key: &Arc<str>) -> usize {
         let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(number) = numbers.get(key) {
             return *number as usize;
@@ -28,8 +33,12 @@ impl Keys {
     fn key(&self, number: usize) -> String {
         let numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = numbers.iter().find(|(_, known)| **known as usize == number);
-        found.map_or_else(|| format!("key {number}"), |(key, _)| key.to_string())
+        found.map_or_else(|| format!("key {number}"), |(key, _)| readable(key))
     }
+}
+
+fn readable(path: &str) -> String {
+    Key::parse(path).map_or_else(|| path.to_owned(), |key| key.to_string())
 }
 
 /// What a node, or the datastore, holds: a hash per key, and a digest that does not depend on the order in which
@@ -54,9 +63,9 @@ impl State {
     }
 
     pub fn apply(&mut self, keys: &Keys, update: Update) {
-        let number = keys.number(&update.key);
-        let hash = update.value.map_or(0, |value| hash(&update.key, value));
-        self.set(number, hash);
+        let Some(Encoded { key, value }) = Encoded::of(update) else { return };
+        let number = keys.number(&key);
+        self.set(number, value.map_or(0, |(_, hash)| hash));
     }
 
     pub fn entries(&self) -> usize {
@@ -65,6 +74,16 @@ impl State {
 
     pub fn same(&self, other: &State) -> bool {
         self.sum() == other.sum()
+    }
+
+    /// Entry by entry.
+    pub fn equals(&self, other: &State) -> bool {
+        let (short, long) = match self.hashes.len() < other.hashes.len() {
+            true => (&self.hashes, &other.hashes),
+            false => (&other.hashes, &self.hashes),
+        };
+        let (common, rest) = long.split_at(short.len());
+        common == short.as_slice() && rest.iter().all(|hash| *hash == 0)
     }
 
     /// Equal for equal states.
@@ -108,7 +127,7 @@ pub struct Node {
     keys: Keys,
     pub state: State,
     /// When the newest change was due that was seen of a key: a smaller one later is time going backwards.
-    marks: Vec<u64>,
+    marks: HashMap<usize, u64>,
     pub in_sync: bool,
     pub connected: bool,
     /// When the last change was received.
@@ -123,10 +142,29 @@ pub struct Node {
 
 /// A value that a node received.
 pub struct Received<'a> {
-    pub key: &'a Key,
+    pub key: &'a str,
     pub hash: u64,
     /// When the change was due, if it bears that.
     pub mark: Option<u64>,
+}
+
+/// An entry: its path, its encoded value and the hash of both; no value: it is gone.
+struct Encoded<B> {
+    key: Arc<str>,
+    value: Option<(B, u64)>,
+}
+
+impl Encoded<Vec<u8>> {
+    fn of(update: Update) -> Option<Self> {
+        // What came over the wire, or was converted, has a path.
+        let key: Arc<str> = update.key.path().ok()?.into();
+        let value = update.value.ok().map(|value| {
+            let bytes = proto::model::Value { kind: Some(value) }.encode_to_vec();
+            let hash = hash(&key, &bytes);
+            (bytes, hash)
+        });
+        Some(Encoded { key, value })
+    }
 }
 
 impl Node {
@@ -140,7 +178,17 @@ impl Node {
             ClientEvent::Updates(updates) => {
                 self.changed = Some(Instant::now());
                 for update in updates {
-                    self.on_update(update, &mut seen);
+                    match Encoded::of(update) {
+                        Some(entry) => self.on_entry(entry, &mut seen),
+                        None => self.mistake("an entry without a path was delivered".into()),
+                    }
+                }
+            }
+            ClientEvent::Raw(entries) => {
+                self.changed = Some(Instant::now());
+                for entry in entries {
+                    let value = entry.value.map(|(value, hash)| (value, hash.max(1)));
+                    self.on_entry(Encoded { key: entry.key, value }, &mut seen);
                 }
             }
             ClientEvent::InSync if self.in_sync => self.mistake("in sync was announced twice".into()),
@@ -154,42 +202,39 @@ impl Node {
         }
     }
 
-    fn on_update(&mut self, update: Update, seen: &mut impl FnMut(Received<'_>)) {
+    fn on_entry<B: AsRef<[u8]>>(&mut self, entry: Encoded<B>, seen: &mut impl FnMut(Received<'_>)) {
         self.updates += 1;
-        let Update { key, value } = update;
+        let Encoded { key, value } = entry;
         let number = self.keys.number(&key);
-        let Ok(value) = value else {
+        let Some((value, mut hash)) = value else {
             self.deletions += 1;
             if self.fault == Some(Fault::DropDeletion) {
                 self.fault = None;
                 return;
             }
             if self.state.set(number, 0) == 0 {
-                self.mistake(format!("{key} was deleted although it was never delivered"));
+                self.mistake(format!("{} was deleted although it was never delivered", readable(&key)));
             }
             return;
         };
-        let mark = mark(&value);
+        let mark = mark(value.as_ref());
         if let Some(mark) = mark {
-            if self.marks.len() <= number {
-                self.marks.resize(number + 1, 0);
-            }
-            if mark < self.marks[number] {
+            let newest = self.marks.get(&number).copied().unwrap_or(0);
+            if mark < newest {
                 self.mistake(format!(
-                    "{key} went back from the change due at {} µs to that at {mark} µs",
-                    self.marks[number]
+                    "{} went back from the change due at {newest} µs to that at {mark} µs",
+                    readable(&key)
                 ));
             }
-            self.marks[number] = mark;
+            self.marks.insert(number, mark);
         }
-        let mut hash = hash(&key, value);
         seen(Received { key: &key, hash, mark });
         if self.fault == Some(Fault::Corrupt) {
             self.fault = None;
             hash ^= 1 << 17;
         }
         if self.state.set(number, hash) == hash {
-            self.mistake(format!("{key} was delivered twice with the same value"));
+            self.mistake(format!("{} was delivered twice with the same value", readable(&key)));
         }
     }
 
@@ -201,24 +246,23 @@ impl Node {
     }
 }
 
-fn mark(value: &Value) -> Option<u64> {
-    let Value::WorkloadEndpoint(endpoint) = value else { return None };
-    endpoint.labels.get(MARK)?.parse().ok()
+/// The mark in an encoded endpoint: the label, and after it tag and length of its value.
+fn mark(value: &[u8]) -> Option<u64> {
+    let rest = &value[memmem::find(value, MARK.as_bytes())? + MARK.len()..];
+    let (_, length, digits) = (rest.first()?, *rest.get(1)?, &rest[2..]);
+    std::str::from_utf8(digits.get(..usize::from(length))?).ok()?.parse().ok()
 }
 
 /// Never 0.
-fn hash(key: &Key, value: Value) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(key.to_string().as_bytes()).update(&[0]);
-    hasher.update(&proto::model::Value { kind: Some(value) }.encode_to_vec());
-    let bytes: [u8; 8] = hasher.finalize().as_bytes()[..8].try_into().expect("eight bytes");
-    u64::from_le_bytes(bytes).max(1)
+fn hash(key: &str, value: &[u8]) -> u64 {
+    digest::hash(key, value).max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use proto::model::WorkloadEndpoint;
-    use syncer_common::model::WorkloadEndpointKey;
+    use syncer_common::model::{Value, WorkloadEndpointKey};
+    use typha_client::RawUpdate;
 
     use super::*;
 
@@ -266,6 +310,22 @@ mod tests {
             words.contains("2 entries") && words.contains("missing") && words.contains("gone"),
             "{words}"
         );
+    }
+
+    #[test]
+    fn entries_that_are_not_read_count_as_those_that_are() {
+        let keys = Keys::default();
+        let updates = || vec![tier("a", 1.0), endpoint(5), tier("b", 2.0), gone("b")];
+        let raw = updates().into_iter().map(|update| {
+            let Encoded { key, value } = Encoded::of(update).expect("a path");
+            RawUpdate { key, value: value.map(|(value, hash)| (value.into(), hash)) }
+        });
+        let mut node = Node::new("n".into(), keys.clone());
+        let mut marks = Vec::new();
+        node.on_event(ClientEvent::Raw(raw.collect()), |received| marks.extend(received.mark));
+        assert!(node.state.same(&self::node(&keys, None, updates()).state));
+        assert_eq!(marks, [5]);
+        assert!(node.mistakes.is_empty(), "{:?}", node.mistakes);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Change, Cluster};
-use crate::fleet::{Fleet, Seen};
+use crate::fleet::{Fleet, Sample, Seen};
 use crate::latency::Latencies;
 use crate::limits;
 use crate::local::Local;
@@ -39,6 +39,8 @@ pub struct Plan {
     pub phases: Vec<Phase>,
     pub seed: u64,
     pub patience: Duration,
+    /// Percent.
+    pub sample: f64,
     pub fault: Option<Fault>,
     pub logs: PathBuf,
     pub command: String,
@@ -100,8 +102,9 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let start = Instant::now();
     let latencies = Arc::new(Latencies::new(start));
     let names = cluster.nodes().take(plan.nodes).collect();
+    let sample = Sample { fault: plan.fault, ..Sample::draw(plan.nodes, plan.sample, plan.seed) };
     let mut run = Run {
-        fleet: Fleet::new(reached, names, Seen { latencies: latencies.clone(), spread: None }, plan.fault),
+        fleet: Fleet::new(reached, names, Seen { latencies: latencies.clone(), spread: None }, sample),
         cluster,
         source,
         local,
@@ -377,6 +380,11 @@ impl Plan {
     pub fn check(&self) -> Result<()> {
         self.shape.check().map_err(|error| anyhow::anyhow!(error))?;
         ensure!(self.nodes > 0, "at least one node");
+        ensure!(
+            (0.0..=100.0).contains(&self.sample),
+            "--sample {} is not from 0 to 100 percent",
+            self.sample
+        );
         ensure!(
             self.nodes <= self.shape.nodes,
             "{} streams are more than the {} nodes of the cluster: a larger --preset, or --nodes",

@@ -152,7 +152,7 @@ fn followers_say_who_received_what_until_they_are_interrupted() {
     let address = format!("127.0.0.1:{port}");
     let mut followers = Running(
         Command::new(env!("CARGO_BIN_EXE_loadtest"))
-            .args(["follow", "--typha", &address, "--nodes", "5", "--watch", "Tier(name=a)"])
+            .args(["follow", "--typha", &address, "--nodes", "5", "--watch", "tier/a/"])
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap(),

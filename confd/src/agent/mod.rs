@@ -170,6 +170,8 @@ impl Agent {
                 self.metrics.updates.increment(updates.len() as u64);
                 self.changed |= self.intake.take(&mut self.model, updates);
             }
+            // Never asked for.
+            ClientEvent::Raw(_) => {}
             ClientEvent::InSync => {
                 tracing::info!("in sync");
                 self.in_sync = true;

@@ -126,6 +126,8 @@ impl Templates {
                 }
                 false
             }
+            // Never asked for.
+            ClientEvent::Raw(_) => false,
             ClientEvent::InSync => {
                 self.in_sync = true;
                 false

@@ -39,10 +39,10 @@ async fn follow(
     let (first, longest) = config.backoff;
     let mut backoff = Backoff::new(first, longest);
     let mut agent = Agent {
+        held: Held::new(config.raw.clone()),
         config,
         events,
         acks,
-        held: Held::default(),
         metrics: Metrics::new(),
         // Half of a UUID is enough to tell one start of one agent from the next.
         boot_id: format!("{:016x}", uuid::Uuid::new_v4().as_u64_pair().0),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use syncer_common::model::{Kind, Update};
 use transport::ClientTls;
 
-use crate::Reports;
+use crate::{Names, RawUpdate, Reports};
 
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
@@ -32,6 +32,8 @@ pub struct ClientConfig {
     pub backoff: (Duration, Duration),
     /// What the agent reports: it keeps a handle of its own.
     pub reports: Reports,
+    /// Entries are delivered as they came ([`ClientEvent::Raw`]), with keys that such clients share.
+    pub raw: Option<Names>,
 }
 
 impl ClientConfig {
@@ -53,6 +55,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(5),
             backoff: (Duration::from_millis(100), Duration::from_secs(5)),
             reports: Reports::default(),
+            raw: None,
         }
     }
 }
@@ -74,6 +77,8 @@ pub enum ClientEvent {
     Disconnected { reason: String },
     /// Changes, never empty. Between cuts they are not a consistent state, so program at cuts.
     Updates(Vec<Update>),
+    /// The same, where `ClientConfig::raw` asked for it.
+    Raw(Vec<RawUpdate>),
     /// The first proven state is complete: sent once, before that state's `Cut`.
     InSync,
     /// Everything delivered so far is one consistent state.

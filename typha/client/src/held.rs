@@ -10,6 +10,7 @@
 //!   a cut raises the token's upper bound: the state may contain effects up to there.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use prost::Message;
 use proto::sync::{
@@ -21,11 +22,14 @@ use syncer_common::digest;
 use syncer_common::model::{DeletionReason, Key, Kind, Update};
 
 use crate::digest::Digests;
+use crate::raw::{Names, RawUpdate};
 use crate::wire::Entry;
 
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    keys: HashMap<Box<str>, Delivered>,
+    keys: HashMap<Arc<str>, Delivered>,
+    /// Entries are not read.
+    raw: Option<Names>,
     /// Without its positions: they change with every entry.
     token: Option<Token>,
     positions: Vec<Position>,
@@ -62,6 +66,8 @@ struct Stream {
 #[derive(Debug, Default)]
 pub(crate) struct News {
     pub updates: Vec<Update>,
+    /// In place of `updates`, where entries are not read.
+    pub raw: Vec<RawUpdate>,
     /// Entries that could not be read.
     pub ignored: u64,
     /// Entries whose value was delivered before.
@@ -77,6 +83,10 @@ pub(crate) struct AtCut {
 }
 
 impl Held {
+    pub fn new(raw: Option<Names>) -> Self {
+        Held { raw, ..Held::default() }
+    }
+
     /// The token to offer.
     pub fn token(&self) -> Option<Token> {
         let positions = Some(self.positions.iter().copied().collect());
@@ -138,7 +148,11 @@ impl Held {
     fn on_entry(&mut self, entry: Entry, news: &mut News) {
         let generation = self.generation;
         if entry.deleted {
-            let Some(_) = self.keys.remove(entry.key.as_str()) else { return };
+            let Some((key, _)) = self.keys.remove_entry(entry.key.as_str()) else { return };
+            if self.raw.is_some() {
+                news.raw.push(RawUpdate { key, value: None });
+                return;
+            }
             // It was parsed when it was delivered.
             let Some(key) = Key::parse(&entry.key) else { return };
             let reason = match Reason::try_from(entry.reason).unwrap_or_default() {
@@ -158,6 +172,15 @@ impl Held {
                 return;
             }
         }
+        if let Some(names) = &self.raw {
+            let Some((key, kind)) = names.get(&entry.key) else {
+                news.ignored += 1;
+                return;
+            };
+            self.keys.insert(key.clone(), Delivered { hash, kind, generation });
+            news.raw.push(RawUpdate { key, value: Some((value, hash)) });
+            return;
+        }
         let Some(key) = Key::parse(&entry.key) else {
             news.ignored += 1;
             return;
@@ -167,7 +190,7 @@ impl Held {
             news.ignored += 1;
             return;
         };
-        self.keys.insert(entry.key.into_boxed_str(), Delivered { hash, kind, generation });
+        self.keys.insert(entry.key.into(), Delivered { hash, kind, generation });
         news.updates.push(Update::set(key, value));
     }
 
@@ -196,6 +219,10 @@ impl Held {
             let compared = || gone.get(&delivered.kind).is_some_and(|gone| gone.contains(&delivered.hash));
             if delivered.generation == generation || !(swept.contains(&delivered.kind) || compared()) {
                 return true;
+            }
+            if self.raw.is_some() {
+                news.raw.push(RawUpdate { key: path.clone(), value: None });
+                return false;
             }
             match Key::parse(path) {
                 Some(key) => news.updates.push(Update::delete(key)),

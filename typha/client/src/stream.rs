@@ -365,12 +365,15 @@ impl Stream<'_> {
 
     async fn deliver(&mut self, news: News) -> Result<(), End> {
         let metrics = &self.agent.metrics;
-        metrics.updates.increment(news.updates.len() as u64);
+        metrics.updates.increment((news.updates.len() + news.raw.len()) as u64);
         metrics.known.increment(news.known);
         metrics.ignored.increment(news.ignored);
         metrics.entries.set(self.agent.held.len() as f64);
         if news.ignored > 0 {
             tracing::debug!(server = self.server, entries = news.ignored, "entries of unknown kinds ignored");
+        }
+        if !news.raw.is_empty() {
+            self.tell(ClientEvent::Raw(news.raw)).await?;
         }
         if news.updates.is_empty() {
             return Ok(());

@@ -273,6 +273,7 @@ impl Account {
             ClientEvent::InSync => self.in_sync += 1,
             ClientEvent::Cut(cut) => self.cuts.push(cut),
             ClientEvent::Updates(updates) => updates.into_iter().for_each(|update| self.on_update(update)),
+            ClientEvent::Raw(raw) => panic!("nobody asked for {raw:?}"),
         }
     }
 

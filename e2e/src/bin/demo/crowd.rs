@@ -78,7 +78,7 @@ impl Story<'_> {
             start.elapsed().as_secs_f64()
         );
         let (before, joined) = (Served::of(cluster, &[0, 1])?, Instant::now());
-        let fleet = Fleet::start(cluster, SIMULATED, &format!("Name={POLICY},"))?;
+        let fleet = Fleet::start(cluster, SIMULATED, POLICY)?;
         let stand = wait_for("all simulated nodes to hold the same", Duration::from_secs(60), || {
             cluster.check("loadtest")?;
             let stand = fleet.stand()?;
