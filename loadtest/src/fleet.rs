@@ -18,6 +18,8 @@ use crate::node::{Fault, Keys, Node, State};
 
 /// Events that wait for a node: so much may pile up in front of one that does not read, and no more.
 const EVENTS: usize = 16;
+/// In place of the 6 s of an agent that has a machine of its own.
+const SILENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
 pub struct Fleet {
@@ -80,6 +82,7 @@ struct Member {
 pub struct Totals {
     pub in_sync: usize,
     pub connected: usize,
+    pub messages: u64,
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
@@ -87,12 +90,17 @@ pub struct Totals {
 }
 
 impl Members {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for member in self.0.iter() {
             let node = lock(&member.node);
             totals.in_sync += usize::from(node.in_sync);
             totals.connected += usize::from(node.connected);
+            totals.messages += node.messages;
             totals.updates += node.updates;
             totals.deletions += node.deletions;
             totals.disconnects += node.disconnects;
@@ -133,7 +141,7 @@ impl Fleet {
     }
 
     pub fn len(&self) -> usize {
-        self.members.0.len()
+        self.members.len()
     }
 
     /// Every node joins, at once.
@@ -154,8 +162,8 @@ impl Fleet {
             let mut node = lock(&member.node);
             let fresh = Node::new(std::mem::take(&mut node.name), self.keys.clone());
             let old = std::mem::replace(&mut *node, fresh);
-            (node.updates, node.deletions, node.disconnects) =
-                (old.updates, old.deletions, old.disconnects + 1);
+            (node.messages, node.updates) = (old.messages, old.updates);
+            (node.deletions, node.disconnects) = (old.deletions, old.disconnects + 1);
             node.mistakes = old.mistakes;
             *lock(&member.session) = self.stop.child_token();
         }
@@ -260,6 +268,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 async fn follow(member: Arc<Member>, servers: Vec<String>, names: Names, seen: Seen) {
     let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
     let mut config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
+    // Thousands share the processors of this machine: one that is not run for a while has not met a silent server.
+    config.read_timeout = SILENCE;
     config.raw = (!member.sampled).then_some(names);
     let (events, mut received) = mpsc::channel(EVENTS);
     let (acks, programmed) = watch::channel(None);

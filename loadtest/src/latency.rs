@@ -57,7 +57,16 @@ impl Latencies {
     /// A node received the change that was due at `mark`.
     pub fn seen(&self, node: usize, mark: u64) {
         let elapsed = self.start.elapsed();
-        let took = (elapsed.as_micros() as u64).saturating_sub(mark).max(1);
+        self.record(node, elapsed, (elapsed.as_micros() as u64).saturating_sub(mark));
+    }
+
+    /// Something took so many microseconds until now.
+    pub fn took(&self, node: usize, micros: u64) {
+        self.record(node, self.start.elapsed(), micros);
+    }
+
+    fn record(&self, node: usize, elapsed: Duration, took: u64) {
+        let took = took.max(1);
         let mut shard = lock(&self.shards[node % SHARDS]);
         shard.phase += took;
         let second = elapsed.as_secs() as usize;

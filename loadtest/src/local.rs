@@ -203,14 +203,19 @@ impl Probe {
 
     /// Seconds of CPU since its start, and resident bytes.
     pub fn usage(&self) -> Option<(f64, u64)> {
-        let folder = Path::new("/proc").join(self.pid?.to_string());
-        let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
-        // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th fields after it (proc(5)).
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
-        let kb = crate::limits::field(&std::fs::read_to_string(folder.join("status")).ok()?, "VmRSS:")?;
-        Some((ticks / TICKS_PER_SECOND, (kb as u64) << 10))
+        cpu_and_memory(self.pid?)
     }
+}
+
+/// Of a process: seconds of CPU since its start, and resident bytes.
+pub fn cpu_and_memory(pid: u32) -> Option<(f64, u64)> {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+    // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th fields after it (proc(5)).
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+    let kb = crate::limits::field(&std::fs::read_to_string(folder.join("status")).ok()?, "VmRSS:")?;
+    Some((ticks / TICKS_PER_SECOND, (kb as u64) << 10))
 }
 
 /// A metric in the text format, summed over the series whose labels contain `label`.

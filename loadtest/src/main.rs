@@ -2,6 +2,7 @@
 //!
 //! It uses the agents' own client library, so what it measures is what a fleet would get.
 
+mod baseline;
 mod cluster;
 mod compare;
 mod fleet;
@@ -78,6 +79,9 @@ enum Command {
     Run(Box<RunArgs>),
     /// Simulates nodes that stay until interrupted, and says what they hold: a line of JSON per change.
     Follow(FollowArgs),
+    /// A server of a baseline; started by `run --baseline`.
+    #[command(hide = true)]
+    BaselineServer { kind: baseline::Kind, size: usize, messages: u64, apart_micros: u64 },
     /// Shows two runs beside one another: folders or report.json files.
     Compare { a: PathBuf, b: PathBuf },
 }
@@ -114,6 +118,9 @@ struct RunArgs {
     /// Percent of the nodes that read every value as felix does; the others hash what they receive.
     #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
     sample: f64,
+    /// Measure afterwards what the traffic of the last churn costs as raw TCP and with a stock tonic service.
+    #[arg(long)]
+    baseline: bool,
     /// How long nodes may take to hold what they should after a phase, in seconds.
     #[arg(long, default_value_t = 60)]
     patience: u64,
@@ -146,6 +153,9 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run(*args),
         Command::Follow(args) => follow(args),
+        Command::BaselineServer { kind, size, messages, apart_micros } => {
+            baseline_server(kind, size, messages, Duration::from_micros(apart_micros))
+        }
         Command::Compare { a, b } => compare(&a, &b),
     };
     match outcome {
@@ -161,6 +171,12 @@ fn main() -> ExitCode {
 fn follow(args: FollowArgs) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(follow::follow(args.typha, args.nodes, &args.prefix, args.watch))
+}
+
+fn baseline_server(kind: baseline::Kind, size: usize, messages: u64, apart: Duration) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(baseline::serve(kind, size, messages, apart))?;
+    Ok(true)
 }
 
 fn compare(a: &std::path::Path, b: &std::path::Path) -> Result<bool> {
@@ -200,6 +216,7 @@ fn run(args: RunArgs) -> Result<bool> {
         seed: args.seed,
         patience: Duration::from_secs(args.patience),
         sample: args.sample,
+        baseline: args.baseline,
         fault: args.plant,
         logs: args.report.join("logs"),
         command: std::env::args().collect::<Vec<_>>().join(" "),

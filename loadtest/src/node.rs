@@ -132,6 +132,8 @@ pub struct Node {
     pub connected: bool,
     /// When the last change was received.
     pub changed: Option<Instant>,
+    /// Messages with changes.
+    pub messages: u64,
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
@@ -177,6 +179,7 @@ impl Node {
         match event {
             ClientEvent::Updates(updates) => {
                 self.changed = Some(Instant::now());
+                self.messages += 1;
                 for update in updates {
                     match Encoded::of(update) {
                         Some(entry) => self.on_entry(entry, &mut seen),
@@ -186,6 +189,7 @@ impl Node {
             }
             ClientEvent::Raw(entries) => {
                 self.changed = Some(Instant::now());
+                self.messages += 1;
                 for entry in entries {
                     let value = entry.value.map(|(value, hash)| (value, hash.max(1)));
                     self.on_entry(Encoded { key: entry.key, value }, &mut seen);

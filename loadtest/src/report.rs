@@ -23,6 +23,9 @@ pub struct Report {
     /// That each node held at the end.
     pub entries: usize,
     pub phases: Vec<PhaseResult>,
+    /// What the traffic of a phase costs with other servers; the first is typha itself.
+    #[serde(default)]
+    pub baselines: Vec<Baseline>,
     pub samples: Vec<Sample>,
     /// Empty = every node held what the datastore held after every phase, and no rule was broken.
     pub failures: Vec<String>,
@@ -43,7 +46,9 @@ pub struct PhaseResult {
     pub settled_ms: Option<f64>,
     /// Changes written to the datastore.
     pub writes: u64,
-    /// Received by all nodes together.
+    /// Received by all nodes together: messages with changes, and changes.
+    #[serde(default)]
+    pub messages: u64,
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
@@ -55,9 +60,23 @@ pub struct PhaseResult {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Served {
     pub sent_bytes: f64,
+    #[serde(default)]
+    pub cpu_seconds: f64,
     pub by_delta: f64,
     pub by_digest: f64,
     pub by_snapshot: f64,
+}
+
+/// What a server used for the traffic of a phase.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Baseline {
+    pub server: String,
+    pub phase: String,
+    pub messages: u64,
+    pub message_bytes: usize,
+    pub cpu_us_per_message: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
 }
 
 /// A second of the run.
@@ -145,6 +164,23 @@ impl Report {
                 "typha: {memory:.0} MB at most, {cpu:.0} % of one CPU on average ({} together)",
                 self.typhas
             ));
+        }
+        if let [typha, others @ ..] = self.baselines.as_slice() {
+            line(format!(
+                "{}: typha {:.1} µs of CPU per message of {} B, following etcd and converting included",
+                typha.phase, typha.cpu_us_per_message, typha.message_bytes
+            ));
+            for other in others {
+                line(format!(
+                    "  {}: {:.1} µs per message of {} B, p50 {:.1} ms, p99 {:.1} ms; typha costs {:.2} × that",
+                    other.server,
+                    other.cpu_us_per_message,
+                    other.message_bytes,
+                    other.p50_ms,
+                    other.p99_ms,
+                    typha.cpu_us_per_message / other.cpu_us_per_message
+                ));
+            }
         }
         if self.failures.is_empty() {
             line(format!(

@@ -11,6 +11,7 @@ use syncer_common::backend::config::{StoreConfig, open};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::baseline;
 use crate::cluster::{Change, Cluster};
 use crate::fleet::{Fleet, Sample, Seen};
 use crate::latency::Latencies;
@@ -39,6 +40,8 @@ pub struct Plan {
     pub phases: Vec<Phase>,
     pub seed: u64,
     pub patience: Duration,
+    /// Whether to measure the traffic without typha, too.
+    pub baseline: bool,
     /// Percent.
     pub sample: f64,
     pub fault: Option<Fault>,
@@ -127,6 +130,10 @@ pub async fn run(plan: Plan) -> Result<Report> {
     };
     let entries = run.fleet.first_state().entries();
     run.fleet.leave().await;
+    let baselines = match plan.baseline && failures.is_empty() {
+        true => baseline::measure(&phases, plan.nodes).await?,
+        false => Vec::new(),
+    };
     stop.cancel();
     if let (Some(source), None) = (&run.source, &run.local) {
         eprintln!("removing what was written");
@@ -146,6 +153,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
         shape: run.source.is_some().then_some(plan.shape),
         entries,
         phases,
+        baselines,
         samples,
         failures,
     })
@@ -206,6 +214,7 @@ impl Run {
             Err(failures) => failures,
         };
         let after = self.fleet.totals();
+        result.messages = after.messages - before.messages;
         result.updates = after.updates - before.updates;
         result.deletions = after.deletions - before.deletions;
         result.disconnects = after.disconnects - before.disconnects;

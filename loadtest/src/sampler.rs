@@ -8,6 +8,9 @@ use crate::latency::Latencies;
 use crate::local::{Probe, metric};
 use crate::report::{Sample, Served, ServerSample};
 
+/// Seconds between words about how the run goes.
+const PROGRESS: usize = 5;
+
 /// The typhas of now: one that was restarted is another process.
 #[derive(Clone, Default)]
 pub struct Probes(Arc<Mutex<Vec<Probe>>>);
@@ -33,6 +36,7 @@ impl Probes {
             let resumes = |verdict: &str| metric(&text, "typha_resumes_total", verdict).unwrap_or(0.0);
             let served = Served {
                 sent_bytes: metric(&text, "typha_sent_bytes_total", "").unwrap_or(0.0),
+                cpu_seconds: probe.usage().map_or(0.0, |(cpu, _)| cpu),
                 by_delta: resumes("\"delta\""),
                 by_digest: resumes("\"digest\""),
                 by_snapshot: resumes("\"snapshot\""),
@@ -50,6 +54,7 @@ pub fn between(before: &[(u32, Served)], after: &[(u32, Served)]) -> Served {
     for (pid, now) in after {
         let then = before.iter().find(|(known, _)| known == pid).map(|(_, then)| *then).unwrap_or_default();
         sum.sent_bytes += now.sent_bytes - then.sent_bytes;
+        sum.cpu_seconds += now.cpu_seconds - then.cpu_seconds;
         sum.by_delta += now.by_delta - then.by_delta;
         sum.by_digest += now.by_digest - then.by_digest;
         sum.by_snapshot += now.by_snapshot - then.by_snapshot;
@@ -82,10 +87,15 @@ pub async fn run(
         }
         used = now_used;
         let in_sync = members.totals().in_sync;
+        let used_mb: f64 = servers.iter().map(|server| server.memory_mb).sum();
         let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
         let second = samples.len();
         // The second that is over.
         let latency = latencies.between(second.saturating_sub(1)..second);
+        if second > 0 && second.is_multiple_of(PROGRESS) {
+            let (all, p99) = (members.len(), latency.p99_ms);
+            eprintln!("{second:>6} s    {in_sync} of {all} in sync, p99 {p99:.1} ms, typha {used_mb:.0} MB");
+        }
         samples.push(Sample { second, in_sync, p50_ms: latency.p50_ms, p99_ms: latency.p99_ms, servers });
     }
 }
