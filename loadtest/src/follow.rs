@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -77,6 +77,16 @@ struct Line {
     watched: Option<Value>,
 }
 
+/// Until Ctrl-C or SIGTERM.
+pub async fn interrupted() {
+    let listen = |kind| signal(kind).expect("a handler can be set");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt()), listen(SignalKind::terminate()));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
 /// Returns whether no rule was broken.
 pub async fn follow(
     servers: Vec<String>,
@@ -90,14 +100,13 @@ pub async fn follow(
     let seen = Seen { latencies: Arc::new(Latencies::new(Instant::now())), spread: spread.clone() };
     let mut fleet = Fleet::new(servers, names, seen, Sample::none(nodes));
     fleet.join();
-    let mut interrupted = signal(SignalKind::interrupt()).context("waiting for Ctrl-C")?;
-    let mut terminated = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let interrupted = interrupted();
+    tokio::pin!(interrupted);
     let mut beats = tokio::time::interval(LINES_APART);
     let mut last = None;
     loop {
         tokio::select! {
-            _ = interrupted.recv() => break,
-            _ = terminated.recv() => break,
+            () = &mut interrupted => break,
             _ = beats.tick() => {}
         }
         let totals = fleet.totals();

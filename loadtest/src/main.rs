@@ -223,7 +223,15 @@ fn run(args: RunArgs) -> Result<bool> {
     };
     plan.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(run::run(plan))?;
+    let report = runtime.block_on(async {
+        // Servers of the run's own end when it is dropped, which a signal by itself would not do.
+        tokio::select! {
+            report = run::run(plan) => report,
+            () = follow::interrupted() => Err(anyhow::anyhow!(
+                "interrupted: what was written to a datastore of yours is still there (keys under /calico/)"
+            )),
+        }
+    })?;
     print!("{}", report.table());
     let folder = &args.report;
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
