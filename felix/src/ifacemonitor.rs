@@ -8,13 +8,13 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
 use crate::routetable::{Route, netlink};
 
-/// Multicast groups, as bits: links, IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
-const GROUPS: u32 = (1 << 0) | (1 << 4) | (1 << 8) | (1 << 6) | (1 << 10);
+/// Multicast groups, as bits: links, neighbours, IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
+const GROUPS: u32 = (1 << 0) | (1 << 2) | (1 << 4) | (1 << 8) | (1 << 6) | (1 << 10);
 const BUFFER_BYTES: u32 = 4 << 20;
 const ENOBUFS: i32 = 105;
 
@@ -24,6 +24,18 @@ pub struct Link {
     pub name: String,
     /// Up and with a carrier.
     pub up: bool,
+    pub mtu: u32,
+}
+
+/// A neighbour or, of family bridge, a forwarding entry as an event tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighbourChange {
+    pub interface: u32,
+    pub family: AddressFamily,
+    pub address: Option<IpAddr>,
+    pub mac: Option<[u8; 6]>,
+    pub permanent: bool,
+    pub there: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +47,7 @@ pub enum Event {
     Addresses,
     RouteAdded(Route),
     RouteGone(Route),
+    Neighbour(NeighbourChange),
     /// Events were dropped.
     Lost,
 }
@@ -87,6 +100,12 @@ fn event(message: RouteNetlinkMessage) -> Option<Event> {
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Some(Event::Addresses),
         RouteNetlinkMessage::NewRoute(message) => netlink::route(&message).map(Event::RouteAdded),
         RouteNetlinkMessage::DelRoute(message) => netlink::route(&message).map(Event::RouteGone),
+        RouteNetlinkMessage::NewNeighbour(message) => {
+            Some(Event::Neighbour(netlink::neighbour_change(&message, true)))
+        }
+        RouteNetlinkMessage::DelNeighbour(message) => {
+            Some(Event::Neighbour(netlink::neighbour_change(&message, false)))
+        }
         _ => None,
     }
 }
@@ -148,9 +167,9 @@ mod tests {
     fn addresses_of_workload_interfaces_are_not_the_hosts() {
         let mut interfaces = Interfaces::default();
         for (index, name) in [(1, "lo"), (2, "eth0"), (3, "cali1")] {
-            assert!(interfaces.set(Link { index, name: name.into(), up: true }));
+            assert!(interfaces.set(Link { index, name: name.into(), up: true, mtu: 1500 }));
         }
-        assert!(!interfaces.set(Link { index: 1, name: "lo".into(), up: true }));
+        assert!(!interfaces.set(Link { index: 1, name: "lo".into(), up: true, mtu: 1500 }));
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let all = [
             (1, address("127.0.0.1")),

@@ -13,3 +13,4 @@ pub mod metrics;
 pub mod offline;
 pub mod routetable;
 pub mod rules;
+pub mod tunnels;

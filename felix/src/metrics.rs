@@ -18,6 +18,8 @@ const LINES: &str = "felix_iptables_lines_executed";
 const CHAINS: &str = "felix_iptables_chains";
 const RULES: &str = "felix_iptables_rules";
 const ROUTES: &str = "felix_route_table_num_routes";
+const CLUSTER_ROUTES: &str = "felix_cluster_routes";
+const DRIFT: &str = "felix_drift_total";
 const APPLY_TIME: &str = "felix_int_dataplane_apply_time_seconds";
 const FAILURES: &str = "felix_int_dataplane_failures";
 const MESSAGES: &str = "felix_int_dataplane_messages";
@@ -56,12 +58,14 @@ pub fn describe() {
     describe_gauge!(CHAINS, "chains that felix wants in the kernel");
     describe_gauge!(RULES, "rules that felix wants in the kernel");
     describe_gauge!(ROUTES, "routes that felix wants in the kernel");
+    describe_gauge!(CLUSTER_ROUTES, "routes to other nodes that felix has in the kernel");
+    describe_counter!(DRIFT, "things in the kernel that somebody else changed and felix put right");
     describe_gauge!(RESYNC_STATE, "1 waiting for a server, 2 receiving a snapshot, 3 in sync");
     describe_gauge!(ACTIVE_ENDPOINTS, "endpoints on this node");
     describe_gauge!(ACTIVE_POLICIES, "policies in force on this node");
     describe_histogram!(APPLY_TIME, "time of one dataplane pass");
     describe_histogram!(PROGRAMMED_AFTER, "time from the arrival of a change to its being in the kernel");
-    for name in [RESYNC_STATE, ACTIVE_ENDPOINTS, ACTIVE_POLICIES, ROUTES] {
+    for name in [RESYNC_STATE, ACTIVE_ENDPOINTS, ACTIVE_POLICIES, ROUTES, CLUSTER_ROUTES] {
         metrics::gauge!(name).set(0.0);
     }
 }
@@ -101,6 +105,15 @@ pub fn table(version: IpVersion, table: TableName, chains: usize, rules: usize, 
 
 pub fn routes(count: usize) {
     metrics::gauge!(ROUTES).set(count as f64);
+}
+
+pub fn cluster_routes(count: usize) {
+    metrics::gauge!(CLUSTER_ROUTES).set(count as f64);
+}
+
+/// Somebody else changed something of ours.
+pub fn drift(what: &'static str) {
+    metrics::counter!(DRIFT, "what" => what).increment(1);
 }
 
 pub fn pass(took: Duration, failed: bool) {

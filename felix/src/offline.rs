@@ -10,18 +10,21 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use felix_calc::Graph;
-use felix_calc::output::{IpSetKind, Output};
+use felix_calc::output::{Family, IpSetKind, Output, OwnNode, Route, Vtep};
+use ipnet::IpNet;
 use syncer_common::manifests;
 use syncer_common::model::{Update, WorkloadEndpointKey};
 
 use crate::dataplane::model::{HostInterface, Model, Sink};
 use crate::dataplane::params::DataplaneParams;
+use crate::ifacemonitor::Link;
 use crate::ipsets::{Member, kernel_name, render as ipset_lines};
 use crate::iptables::chains::{ChainSet, Owner};
 use crate::iptables::plan::Hooks;
 use crate::iptables::render::{Features, append_line, insert_line};
 use crate::iptables::{Chain, InsertMode, IpVersion, TableName, hash};
-use crate::routetable::Workload;
+use crate::routetable::{RouteKind, Workload};
+use crate::tunnels::wanted::{self, Cluster};
 
 /// Renders the node that the manifests give. Problems with single objects are told to `report` and passed over.
 pub fn render_manifests(
@@ -74,6 +77,7 @@ struct Collected {
     tables: BTreeMap<(IpVersion, TableName), ChainSet>,
     sets: BTreeMap<String, (IpSetKind, BTreeSet<String>)>,
     workloads: BTreeMap<WorkloadEndpointKey, Workload>,
+    cluster: Cluster,
 }
 
 impl Sink for Collected {
@@ -121,6 +125,22 @@ impl Sink for Collected {
     }
 
     fn params(&mut self, _params: &DataplaneParams) {}
+
+    fn own_node(&mut self, own: &OwnNode) {
+        self.cluster.own = own.clone();
+    }
+
+    fn vtep(&mut self, node: &str, family: Family, vtep: Option<Vtep>) {
+        if let Some(vtep) = vtep {
+            self.cluster.vteps.insert((node.to_owned(), family), vtep);
+        }
+    }
+
+    fn route(&mut self, dst: IpNet, route: Option<Route>) {
+        if let Some(route) = route {
+            self.cluster.routes.insert(dst, route);
+        }
+    }
 }
 
 impl Collected {
@@ -200,6 +220,40 @@ impl Collected {
         }
         for (_, route) in routes {
             writeln!(text, "{route}")?;
+        }
+        self.write_cluster_routes(text, version, model)?;
+        Ok(())
+    }
+}
+
+impl Collected {
+    /// As on a node with one interface, `eth0`, that holds its address, and with every tunnel device there.
+    fn write_cluster_routes(&self, text: &mut String, version: IpVersion, model: &Model) -> std::fmt::Result {
+        let own = &self.cluster.own;
+        let names: Vec<&str> = ["eth0"].into_iter().chain(wanted::DEVICES).collect();
+        let links = names
+            .iter()
+            .zip(1..)
+            .map(|(name, index)| (index, Link { index, name: (*name).to_owned(), up: true, mtu: 1500 }));
+        let addresses = own.ipv4.map(IpAddr::V4).into_iter().chain(own.ipv6.map(IpAddr::V6));
+        let host = wanted::Host {
+            links: links.collect(),
+            addresses: addresses.map(|address| (1, IpNet::from(address))).collect(),
+        };
+        let routes = wanted::routes(&self.cluster, &model.params().tunnels, &[version], &host);
+        if routes.is_empty() {
+            return Ok(());
+        }
+        writeln!(text, "\n# routes to other nodes (ip route)")?;
+        for route in routes.into_values().flatten() {
+            if route.kind == RouteKind::Blackhole {
+                writeln!(text, "blackhole {} proto {}", route.dst, route.protocol)?;
+                continue;
+            }
+            let name = route.interface.and_then(|index| host.links.get(&index)).map_or("", |link| &link.name);
+            let via = route.gateway.map_or_else(String::new, |via| format!(" via {via}"));
+            let onlink = if route.onlink { " onlink" } else { "" };
+            writeln!(text, "{}{via} dev {name} proto {}{onlink}", route.dst, route.protocol)?;
         }
         Ok(())
     }

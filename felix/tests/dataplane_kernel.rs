@@ -136,7 +136,7 @@ fn workload_routes_follow_interfaces_and_are_repaired() {
                             Event::LinkGone { index } => routes.on_link_gone(index),
                             Event::RouteAdded(route) => routes.on_route(&route, true),
                             Event::RouteGone(route) => routes.on_route(&route, false),
-                            Event::Addresses => {}
+                            Event::Addresses | Event::Neighbour(_) => {}
                             Event::Lost => routes.queue_resync(),
                         }
                     }

@@ -65,7 +65,13 @@ impl Graph {
             }
             Key::IpPool { cidr } => {
                 let cidr = *cidr;
-                self.pools.set(cidr, value_of!(update, Value::IpPool));
+                let pool = value_of!(update, Value::IpPool);
+                self.routes.set_pool(cidr, pool.as_ref());
+                self.pools.set(cidr, pool);
+            }
+            Key::Block { cidr } => {
+                let cidr = *cidr;
+                self.routes.set_block(cidr, value_of!(update, Value::IpamBlock));
             }
             Key::GlobalConfig { name } => {
                 let name = name.clone();
@@ -108,6 +114,7 @@ impl Graph {
         if let Key::WorkloadEndpoint(key) = key
             && key.host == self.node
         {
+            self.routes.set_workload(&key, value.as_ref());
             self.active.set_endpoint(EndpointKey::Workload(key), value.map(LocalEndpoint::Workload));
         }
     }
@@ -156,6 +163,7 @@ impl Graph {
             let labels = value.as_ref().map(|node| node.labels.clone()).unwrap_or_default();
             self.config.set_node_labels(labels);
         }
+        self.routes.set_node(&name, value.as_ref());
         self.hosts.set(name, value.as_ref().map(host_of));
     }
 }

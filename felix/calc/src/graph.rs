@@ -24,6 +24,7 @@ use crate::ip_set::IpSetDef;
 use crate::members::Members;
 use crate::output::{ActivePolicy, ActiveProfile, Host, HostEndpoint, Output, WorkloadEndpoint};
 use crate::policy_resolver::Tiers;
+use crate::routes::Routes;
 use crate::rule_scanner::{NeededSets, missing_profile, scan_policy, scan_profile};
 
 /// The calculation for one node.
@@ -36,6 +37,7 @@ pub struct Graph {
     pub(crate) config: Config,
     pub(crate) hosts: DeltaMap<String, Host>,
     pub(crate) pools: DeltaMap<IpNet, values::IpPool>,
+    pub(crate) routes: Routes,
     policies: Programmed<PolicyKey, ActivePolicy>,
     profiles: Programmed<String, ActiveProfile>,
     endpoints: DeltaMap<EndpointKey, Programme>,
@@ -67,8 +69,10 @@ pub struct Stats {
 
 impl Graph {
     pub fn new(node: impl Into<String>) -> Self {
+        let node = node.into();
         Graph {
-            node: node.into(),
+            routes: Routes::new(node.clone()),
+            node,
             in_sync: false,
             active: ActiveRules::default(),
             tiers: Tiers::default(),
@@ -164,6 +168,7 @@ impl Graph {
             Some(pool) => Output::PoolUpdate { cidr, pool },
             None => Output::PoolRemove { cidr },
         }));
+        self.routes.flush(&mut out);
         out
     }
 

@@ -19,6 +19,7 @@ pub mod ip_set;
 mod item;
 mod members;
 mod policy_resolver;
+mod routes;
 pub mod rule_scanner;
 
 #[cfg(any(test, feature = "testing"))]

@@ -1,10 +1,12 @@
 //! What the calculation puts out: plain enums, consumed by the dataplane managers.
 //!
 //! Order within one flush: configuration; IP sets added, IP sets changed, policies, profiles, endpoints;
-//! then endpoint, profile, policy and IP-set removals; nodes; pools, removals first. One pending entry per
-//! object, so a slow dataplane is bounded by state.
+//! then endpoint, profile, policy and IP-set removals; nodes; pools, removals first; this node; routes removed,
+//! tunnel ends removed, then added, routes added. One pending entry per object, so a slow dataplane is bounded
+//! by state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey};
@@ -69,6 +71,26 @@ pub enum Output {
     },
     HostRemove {
         node: String,
+    },
+    /// What routing needs to know of this node itself.
+    OwnNode(OwnNode),
+    RouteRemove {
+        dst: IpNet,
+    },
+    VtepRemove {
+        node: String,
+        family: Family,
+    },
+    /// The end of another node's VXLAN tunnel.
+    VtepUpdate {
+        node: String,
+        family: Family,
+        vtep: Vtep,
+    },
+    /// How a block of the pools, or a single address of one, is reached from here.
+    RouteUpdate {
+        dst: IpNet,
+        route: Route,
     },
 }
 
@@ -179,7 +201,7 @@ pub struct WorkloadEndpoint {
 pub struct HostEndpoint {
     /// Interface, `*`, or empty when the expected addresses decide.
     pub name: String,
-    pub expected_ips: Vec<std::net::IpAddr>,
+    pub expected_ips: Vec<IpAddr>,
     pub profile_ids: Vec<String>,
     pub tiers: Vec<Tier>,
     pub untracked_tiers: Vec<Tier>,
@@ -190,7 +212,66 @@ pub struct HostEndpoint {
 /// A node's addresses, as routing and the built-in IP sets need them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Host {
-    pub ipv4: Option<std::net::Ipv4Addr>,
-    pub ipv6: Option<std::net::Ipv6Addr>,
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
     pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// This node's addresses, and its own ends of tunnels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OwnNode {
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
+    pub vxlan_v4: Option<Vtep>,
+    pub vxlan_v6: Option<Vtep>,
+    /// The address of `tunl0`.
+    pub ipip: Option<Ipv4Addr>,
+}
+
+/// One end of VXLAN tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Vtep {
+    /// The node's own address, which tunnel packets go to.
+    pub node_ip: IpAddr,
+    /// The address within the pools.
+    pub tunnel_ip: IpAddr,
+    pub mac: [u8; 6],
+}
+
+/// What the pool of a route says about encapsulation. It also decides who writes the route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    None,
+    Vxlan,
+    IpIp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub encapsulation: Encapsulation,
+    pub hop: Hop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// An own block: addresses that no workload has lead nowhere, rather than out by the default route.
+    Blackhole,
+    /// Over the fabric, to this address of the node.
+    Node(IpAddr),
+    /// Through the tunnel, to this address: the tunnel's for VXLAN, the node's for IP-in-IP.
+    Tunnel(IpAddr),
 }

@@ -17,6 +17,7 @@ use crate::iptables::tables::Tables;
 use crate::routetable::RouteTable;
 use crate::rules::ANY_INTERFACE;
 use crate::rules::names::{self, EndpointChain};
+use crate::tunnels::Tunnels;
 
 /// What is to be known of the last passes.
 #[derive(Debug, Default)]
@@ -57,6 +58,7 @@ pub struct Answers<'a> {
     pub tables: &'a Tables,
     pub ipsets: &'a BTreeMap<IpVersion, IpSets>,
     pub routes: &'a RouteTable,
+    pub tunnels: &'a Tunnels,
     pub history: &'a History,
     pub started: bool,
     pub dirty: bool,
@@ -122,7 +124,7 @@ impl Answers<'_> {
         );
         let sets = self.ipsets.iter().filter(|(_, sets)| sets.has_updates() || sets.has_deletions());
         pending.extend(sets.map(|(version, _)| format!("{version:?} IP sets")));
-        if self.routes.needs_apply() {
+        if self.routes.needs_apply() || self.tunnels.needs_apply() {
             pending.push("routes".to_owned());
         }
         lines.push(match pending.is_empty() {
@@ -139,6 +141,7 @@ impl Answers<'_> {
                 table.name()
             ));
         }
+        lines.extend(self.tunnels.unsupported().map(|text| format!("missing: {text}")));
         lines.extend(history.refused.iter().map(|refused| format!("not in force: {refused}")));
         for (name, state) in self.endpoints() {
             lines.push(format!("{:<5} {name}", state.name()));

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use daemon::{Backoff, CancellationToken, Reporter};
-use felix_calc::output::{IpSetKind, Output};
+use felix_calc::output::{Family, IpSetKind, Output, OwnNode, Route, Vtep};
+use ipnet::IpNet;
 use syncer_common::model::WorkloadEndpointKey;
 use tokio::sync::{mpsc, watch};
 use typha_client::CutId;
@@ -28,6 +29,7 @@ use crate::iptables::{Backend, Chain, InsertMode, IpVersion, TableName, features
 use crate::metrics;
 use crate::routetable::netlink::Netlink;
 use crate::routetable::{RouteTable, Workload, sysctl};
+use crate::tunnels::{self, Tunnels};
 
 /// How often the loop looks around without being called.
 const TICK: Duration = Duration::from_millis(250);
@@ -88,6 +90,7 @@ struct Kernel {
     tables: Tables,
     ipsets: BTreeMap<IpVersion, IpSets>,
     routes: RouteTable,
+    tunnels: Tunnels,
     forwarding: bool,
 }
 
@@ -110,6 +113,7 @@ impl Dataplane {
         let max = model.params().max_ipset_size;
         let ipsets = versions.iter().map(|v| (*v, IpSets::new(*v, commands.clone(), max))).collect();
         let routes = RouteTable::new(commands.clone(), &versions)?;
+        let tunnels = Tunnels::new(&versions)?;
         // Subscribe first, list afterwards: no event in between is lost.
         let monitor = Monitor::open().context("subscribing to interface events")?;
         let now = Instant::now();
@@ -117,7 +121,7 @@ impl Dataplane {
             commands,
             versions,
             model,
-            kernel: Kernel { tables, ipsets, routes, forwarding: false },
+            kernel: Kernel { tables, ipsets, routes, tunnels, forwarding: false },
             netlink: Netlink::open()?,
             monitor,
             status,
@@ -221,6 +225,7 @@ impl Dataplane {
             tables: &self.kernel.tables,
             ipsets: &self.kernel.ipsets,
             routes: &self.kernel.routes,
+            tunnels: &self.kernel.tunnels,
             history: &self.history,
             started: self.started,
             dirty: self.model_dirty && self.started,
@@ -246,19 +251,23 @@ impl Dataplane {
         for event in events {
             match event {
                 Event::Link(link) => {
+                    self.kernel.tunnels.on_link(&link);
                     self.kernel.routes.on_link(link);
                     self.addresses_due = self.addresses_due.or_else(soon);
                 }
                 Event::LinkGone { index } => {
                     self.kernel.routes.on_link_gone(index);
+                    self.kernel.tunnels.on_link_gone(index);
                     self.addresses_due = self.addresses_due.or_else(soon);
                 }
                 Event::Addresses => self.addresses_due = self.addresses_due.or_else(soon),
-                Event::RouteAdded(route) => self.kernel.routes.on_route(&route, true),
-                Event::RouteGone(route) => self.kernel.routes.on_route(&route, false),
+                Event::RouteAdded(route) => self.kernel.on_route(&route, true),
+                Event::RouteGone(route) => self.kernel.on_route(&route, false),
+                Event::Neighbour(change) => self.kernel.tunnels.on_neighbour(&change),
                 Event::Lost => {
                     tracing::info!("interface events were lost; listing everything again");
                     self.kernel.routes.queue_resync();
+                    self.kernel.tunnels.queue_resync();
                     self.addresses_due = self.addresses_due.or_else(soon);
                 }
             }
@@ -278,6 +287,7 @@ impl Dataplane {
         }
         if due(&mut self.refreshes.routes, params.routes_refresh) {
             self.kernel.routes.queue_resync();
+            self.kernel.tunnels.queue_resync();
         }
         if due(&mut self.refreshes.interfaces, params.interfaces_refresh) {
             self.addresses_due = Some(Instant::now());
@@ -294,6 +304,7 @@ impl Dataplane {
         self.kernel.tables.is_dirty()
             || self.kernel.ipsets.values().any(|sets| sets.has_updates() || sets.has_deletions())
             || self.kernel.routes.needs_apply()
+            || self.kernel.tunnels.needs_apply()
             || self.addresses_due.is_some_and(|due| due <= now)
     }
 
@@ -383,6 +394,15 @@ impl Dataplane {
         let (set_lines, tables, errors) = rules;
         let rules_in_place = errors.is_empty();
         failures.extend(errors);
+        // After the rules, which say who may send into a tunnel.
+        let mut beyond = tunnels::driver::Pass::default();
+        if self.kernel.tunnels.needs_apply() {
+            beyond = self.kernel.tunnels.apply().await;
+        }
+        for error in &beyond.errors {
+            tracing::warn!(%error, "tunnel or route to another node could not be set up; trying again");
+            failures.push(error.to_string());
+        }
         for error in &routes.errors {
             tracing::warn!(%error, "route or interface could not be set up; trying again");
             failures.push(error.to_string());
@@ -399,7 +419,7 @@ impl Dataplane {
         if rules_in_place {
             self.status.update(&self.model, &self.kernel.routes);
         }
-        self.finish(started, set_lines, tables.lines, routes.writes, &failures);
+        self.finish(started, set_lines, tables.lines, routes.writes + beyond.writes, &failures);
         failures.is_empty()
     }
 
@@ -479,21 +499,26 @@ impl Dataplane {
 
     async fn list_interfaces(&mut self) -> anyhow::Result<()> {
         let links = self.netlink.links().await?;
-        let addresses = self.netlink.addresses().await?;
+        let addresses = self.netlink.interface_addresses().await?;
         let params = self.model.params();
         let foreign = |name: &str| {
             params.routes.is_workload(name) || params.interface_exclude.iter().any(|other| other == name)
         };
         let mut interfaces: Vec<HostInterface> = Vec::new();
         for link in links.iter().filter(|link| !foreign(&link.name)) {
-            let mut own: Vec<IpAddr> =
-                addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, ip)| *ip).collect();
+            let mut own: Vec<IpAddr> = addresses
+                .iter()
+                .filter(|(index, _)| *index == link.index)
+                .map(|(_, net)| net.addr())
+                .collect();
             own.sort();
             own.dedup();
             interfaces.push(HostInterface { name: link.name.clone(), addresses: own });
         }
         interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+        self.kernel.tunnels.on_addresses(&addresses);
         for link in links {
+            self.kernel.tunnels.on_link(&link);
             self.kernel.routes.on_link(link);
         }
         self.model.on_interfaces(interfaces);
@@ -568,6 +593,26 @@ impl Sink for Kernel {
     fn params(&mut self, params: &DataplaneParams) {
         self.ipsets.values_mut().for_each(|sets| sets.set_max_size(params.max_ipset_size));
         self.routes.set_settings(params.routes.clone());
+        self.tunnels.set_settings(params.tunnels.clone());
+    }
+
+    fn own_node(&mut self, own: &OwnNode) {
+        self.tunnels.set_own(own.clone());
+    }
+
+    fn vtep(&mut self, node: &str, family: Family, vtep: Option<Vtep>) {
+        self.tunnels.set_vtep(node.to_owned(), family, vtep);
+    }
+
+    fn route(&mut self, dst: IpNet, route: Option<Route>) {
+        self.tunnels.set_route(dst, route);
+    }
+}
+
+impl Kernel {
+    fn on_route(&mut self, route: &crate::routetable::Route, there: bool) {
+        self.routes.on_route(route, there);
+        self.tunnels.on_route(route, there);
     }
 }
 

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use felix_calc::explain::{self, Settings};
 use felix_calc::output::{
-    ActivePolicy, ActiveProfile, Host, HostEndpoint, IpSetKind, Output, WorkloadEndpoint,
+    ActivePolicy, ActiveProfile, Family, Host, HostEndpoint, IpSetKind, Output, OwnNode, Route, Vtep,
+    WorkloadEndpoint,
 };
 use ipnet::IpNet;
 use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey, values};
@@ -44,6 +45,9 @@ pub trait Sink {
     fn set_remove(&mut self, id: &str);
     fn workload(&mut self, id: &WorkloadEndpointKey, workload: Option<Workload>);
     fn params(&mut self, params: &DataplaneParams);
+    fn own_node(&mut self, own: &OwnNode);
+    fn vtep(&mut self, node: &str, family: Family, vtep: Option<Vtep>);
+    fn route(&mut self, dst: IpNet, route: Option<Route>);
 }
 
 /// An IP set operation, in the order of arrival.
@@ -74,6 +78,8 @@ pub struct Model {
     host_endpoints: BTreeMap<HostEndpointKey, HostEndpoint>,
     pools: BTreeMap<IpNet, values::IpPool>,
     hosts: BTreeMap<String, Host>,
+    own: OwnNode,
+    vteps: BTreeMap<(String, Family), Vtep>,
     interfaces: Vec<HostInterface>,
     /// Endpoint per interface, as rendered last.
     owners: BTreeMap<String, WorkloadEndpointKey>,
@@ -83,6 +89,8 @@ pub struct Model {
     spoofable: BTreeMap<String, Vec<IpNet>>,
     dirty: Dirty,
     set_changes: Vec<(String, SetChange)>,
+    /// On their way through: the driver keeps them.
+    route_changes: BTreeMap<IpNet, Option<Route>>,
 }
 
 #[derive(Default)]
@@ -97,6 +105,8 @@ struct Dirty {
     interfaces: BTreeSet<String>,
     host_endpoints: bool,
     built_in: bool,
+    own: bool,
+    vteps: BTreeSet<(String, Family)>,
 }
 
 impl Model {
@@ -114,6 +124,8 @@ impl Model {
             host_endpoints: BTreeMap::new(),
             pools: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            own: OwnNode::default(),
+            vteps: BTreeMap::new(),
             interfaces: Vec::new(),
             owners: BTreeMap::new(),
             host_owners: BTreeMap::new(),
@@ -121,6 +133,7 @@ impl Model {
             spoofable: BTreeMap::new(),
             dirty: Dirty { config: true, everything: true, ..Dirty::default() },
             set_changes: Vec::new(),
+            route_changes: BTreeMap::new(),
         }
     }
 
@@ -246,6 +259,27 @@ impl Model {
                 self.hosts.remove(&node);
                 dirty.built_in = true;
             }
+            // Packets into tunnels are masqueraded to the tunnel's own address.
+            Output::OwnNode(own) => {
+                self.own = own;
+                (dirty.own, dirty.frame, dirty.built_in) = (true, true, true);
+            }
+            Output::VtepUpdate { node, family, vtep } => {
+                dirty.vteps.insert((node.clone(), family));
+                self.vteps.insert((node, family), vtep);
+                dirty.built_in = true;
+            }
+            Output::VtepRemove { node, family } => {
+                self.vteps.remove(&(node.clone(), family));
+                dirty.vteps.insert((node, family));
+                dirty.built_in = true;
+            }
+            Output::RouteUpdate { dst, route } => {
+                self.route_changes.insert(dst, Some(route));
+            }
+            Output::RouteRemove { dst } => {
+                self.route_changes.insert(dst, None);
+            }
         }
     }
 
@@ -287,6 +321,15 @@ impl Model {
         if dirty.built_in {
             self.flush_built_in_sets(sink);
         }
+        if dirty.own {
+            sink.own_node(&self.own);
+        }
+        for (node, family) in &dirty.vteps {
+            sink.vtep(node, *family, self.vteps.get(&(node.clone(), *family)).copied());
+        }
+        for (dst, route) in std::mem::take(&mut self.route_changes) {
+            sink.route(dst, route);
+        }
         dirty.frame |= self.flush_workloads(&dirty, sink);
         if dirty.host_endpoints {
             let had = !self.host_owners.is_empty();
@@ -324,8 +367,13 @@ impl Model {
             rules.vxlan_enabled_v6 = pool_uses(|pool| &pool.vxlan_mode, IpVersion::V6);
         }
         rules.features = self.features;
-        let (params, errors) = DataplaneParams::from_params(&merged, &rules.workload_iface_prefixes);
-        refused.extend(errors);
+        let (mut params, errors) = DataplaneParams::from_params(&merged, &rules.workload_iface_prefixes);
+        // A parameter that both read is refused once.
+        refused.extend(errors.into_iter().filter(|error| !refused.contains(error)).collect::<Vec<_>>());
+        let tunnels = &mut params.tunnels;
+        tunnels.vxlan_v4 = rules.vxlan_enabled;
+        tunnels.vxlan_v6 = rules.vxlan_enabled_v6;
+        tunnels.ipip = rules.ipip_enabled;
         if rules != *self.renderer.config() {
             self.renderer = Renderer::new(rules);
             self.dirty.everything = true;
@@ -365,7 +413,9 @@ impl Model {
             wanted.insert(sets::ALL_HOSTS, nodes());
         }
         if config.vxlan_enabled || config.vxlan_enabled_v6 {
-            wanted.insert(sets::ALL_VXLAN, nodes());
+            let ends = self.vteps.values().map(|vtep| vtep.node_ip.to_string());
+            let members = ends.chain(self.params.external_nodes.iter().map(text)).collect();
+            wanted.insert(sets::ALL_VXLAN, (IpSetKind::Net, members));
         }
         for (id, (kind, members)) in &wanted {
             if self.built_in.get(id) != Some(&(*kind, members.clone())) {
@@ -499,7 +549,11 @@ impl Model {
         for &version in &self.versions {
             let masquerades =
                 |(cidr, pool): (&IpNet, &values::IpPool)| family(cidr) == version && pool.masquerade;
+            let tunnel = |vtep: &Option<Vtep>| vtep.map(|vtep| vtep.tunnel_ip.to_string());
             let inputs = StaticInputs {
+                ipip_tunnel_address: self.own.ipip.map(|ip| ip.to_string()),
+                vxlan_tunnel_address: tunnel(&self.own.vxlan_v4),
+                vxlan_tunnel_address_v6: tunnel(&self.own.vxlan_v6),
                 nat_outgoing: self.pools.iter().any(masquerades),
                 spoofable: self.spoofable.clone(),
                 ..StaticInputs::default()

@@ -13,6 +13,7 @@ use crate::iptables::{InsertMode, IpVersion};
 use crate::routetable::ownership::Ownership;
 use crate::routetable::table::RouteSettings;
 use crate::rules::ParamError;
+use crate::tunnels::settings::{Pattern, Program, TunnelSettings};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataplaneParams {
@@ -26,6 +27,7 @@ pub struct DataplaneParams {
     pub interfaces_refresh: Duration,
     pub max_ipset_size: u32,
     pub routes: RouteSettings,
+    pub tunnels: TunnelSettings,
     pub ip_forwarding: bool,
     /// Interfaces whose addresses are not the host's.
     pub interface_exclude: Vec<String>,
@@ -44,6 +46,7 @@ impl Default for DataplaneParams {
             interfaces_refresh: Duration::from_secs(90),
             max_ipset_size: 1_048_576,
             routes: RouteSettings::default(),
+            tunnels: TunnelSettings::default(),
             ip_forwarding: true,
             interface_exclude: vec!["kube-ipvs0".into()],
             external_nodes: Vec::new(),
@@ -105,6 +108,24 @@ impl Reader<'_> {
                 source,
                 prefixes: prefixes.to_vec(),
                 disabled: self.flag("RouteSyncDisabled", d.routes.disabled),
+            },
+            tunnels: TunnelSettings {
+                vni: self.read("VXLANVNI", d.tunnels.vni, |text| match text.parse() {
+                    Ok(vni) if vni < 1 << 24 => Ok(vni),
+                    _ => Err("not a number below 16777216"),
+                }),
+                port: self.read("VXLANPort", d.tunnels.port, |text| match text.parse() {
+                    Ok(port) if port > 0 => Ok(port),
+                    _ => Err("not a port"),
+                }),
+                vxlan_mtu_v4: self.number("VXLANMTU", 0),
+                vxlan_mtu_v6: self.number("VXLANMTUV6", 0),
+                ipip_mtu: self.number("IpInIpMtu", 0),
+                mtu_interfaces: self.read("MTUIfacePattern", d.tunnels.mtu_interfaces, Pattern::parse),
+                program: self.read("ProgramClusterRoutes", d.tunnels.program, Program::parse),
+                routes_disabled: self.flag("RouteSyncDisabled", d.routes.disabled),
+                prefixes: prefixes.to_vec(),
+                ..TunnelSettings::default()
             },
             ip_forwarding: self.read("IPForwarding", d.ip_forwarding, |text| {
                 match text.to_ascii_lowercase().as_str() {

@@ -11,13 +11,14 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType, RouteVia,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
-use super::{Neighbour, Route};
-use crate::ifacemonitor::Link;
+use super::{Neighbour, Route, RouteKind};
+use crate::ifacemonitor::{Link, NeighbourChange};
 use crate::iptables::IpVersion;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,17 @@ impl NetlinkError {
         }
     }
 
+    /// The kernel does not know this kind of device.
+    pub fn is_unsupported(&self) -> bool {
+        const EOPNOTSUPP: i32 = 95;
+        match self {
+            NetlinkError::Request { source: rtnetlink::Error::NetlinkError(error), .. } => {
+                -error.raw_code() == EOPNOTSUPP
+            }
+            _ => false,
+        }
+    }
+
     /// The interface is down: nothing to do until it comes up.
     pub fn is_down(&self) -> bool {
         const DOWN: [i32; 2] = [100 /* ENETDOWN */, 101 /* ENETUNREACH */];
@@ -54,7 +66,7 @@ impl NetlinkError {
 }
 
 pub struct Netlink {
-    handle: Handle,
+    pub(crate) handle: Handle,
     /// Moves requests and answers; ends with this.
     connection: JoinHandle<()>,
 }
@@ -77,8 +89,8 @@ impl Netlink {
         Ok(links.map_err(failed("listing interfaces"))?.iter().filter_map(link).collect())
     }
 
-    /// All addresses, with the interface they are on.
-    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+    /// All addresses with their networks' lengths, with the interface they are on.
+    pub async fn interface_addresses(&self) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
         let messages = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
         let messages = messages.map_err(failed("listing addresses"))?;
         Ok(messages
@@ -93,12 +105,13 @@ impl Netlink {
                     AddressAttribute::Address(address) => Some(*address),
                     _ => None,
                 });
-                Some((message.header.index, local.or(plain)?))
+                let net = IpNet::new(local.or(plain)?, message.header.prefix_len).ok()?;
+                Some((message.header.index, net))
             })
             .collect())
     }
 
-    /// Unicast routes of the main table.
+    /// Unicast routes and blackholes of the main table.
     pub async fn routes(&self, version: IpVersion) -> Result<Vec<Route>, NetlinkError> {
         let filter = match version {
             IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
@@ -108,8 +121,12 @@ impl Netlink {
         Ok(messages.map_err(failed("listing routes"))?.iter().filter_map(route).collect())
     }
 
-    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+    pub async fn neighbours(&self, version: IpVersion) -> Result<Vec<Neighbour>, NetlinkError> {
+        let family = match version {
+            IpVersion::V4 => AddressFamily::Inet,
+            IpVersion::V6 => AddressFamily::Inet6,
+        };
+        let request = self.handle.neighbours().get().set_address_family(family).execute();
         let messages = request.try_collect::<Vec<_>>().await.map_err(failed("listing neighbours"))?;
         Ok(messages.iter().filter_map(neighbour).collect())
     }
@@ -149,7 +166,7 @@ impl Netlink {
     }
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
     move |source| NetlinkError::Request { what: what.into(), source }
 }
 
@@ -159,10 +176,14 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         _ => None,
     })?;
     let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
-    Some(Link { index: message.header.index, name, up })
+    let mtu = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    Some(Link { index: message.header.index, name, up, mtu: mtu.unwrap_or_default() })
 }
 
-/// A unicast route of the main table; nothing for all others.
+/// A unicast route or blackhole of the main table; nothing for all others.
 pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
     let v4 = match message.header.address_family {
         AddressFamily::Inet => true,
@@ -173,7 +194,7 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
     let any: IpAddr =
         if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     let mut address = any;
-    let (mut interface, mut metric, mut gateway) = (None, 0, false);
+    let (mut interface, mut metric, mut gateway) = (None, 0, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
@@ -181,22 +202,31 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Destination(RouteAddress::Inet6(v6)) => address = (*v6).into(),
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
-                gateway = true
-            }
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some((*ip).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => gateway = Some((*ip).into()),
+            RouteAttribute::Via(RouteVia::Inet6(ip)) => gateway = Some((*ip).into()),
             _ => {}
         }
     }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) || message.header.kind != RouteType::Unicast {
+    let kind = match message.header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::BlackHole => RouteKind::Blackhole,
+        _ => return None,
+    };
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
+    // IPv6 lists its blackholes on the loopback.
+    let interface = interface.filter(|_| kind == RouteKind::Unicast);
     Some(Route {
         dst: IpNet::new(address, message.header.destination_prefix_length).ok()?,
+        kind,
         interface,
         metric,
         protocol: message.header.protocol.into(),
         link_scope: message.header.scope == RouteScope::Link,
         gateway,
+        onlink: message.header.flags.contains(RouteFlags::Onlink),
     })
 }
 
@@ -204,7 +234,13 @@ fn route_message(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
     header.table = RouteHeader::RT_TABLE_MAIN;
-    header.kind = RouteType::Unicast;
+    header.kind = match route.kind {
+        RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Blackhole => RouteType::BlackHole,
+    };
+    if route.onlink {
+        header.flags = RouteFlags::Onlink;
+    }
     header.protocol = RouteProtocol::from(route.protocol);
     header.destination_prefix_length = route.dst.prefix_len();
     let address = match route.dst {
@@ -222,6 +258,12 @@ fn route_message(route: &Route) -> RouteMessage {
     };
     message.attributes.push(RouteAttribute::Destination(address));
     message.attributes.extend(route.interface.map(RouteAttribute::Oif));
+    message.attributes.extend(route.gateway.map(|gateway| {
+        RouteAttribute::Gateway(match gateway {
+            IpAddr::V4(ip) => RouteAddress::Inet(ip),
+            IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+        })
+    }));
     message.attributes.push(RouteAttribute::Priority(route.metric));
     message
 }
@@ -234,11 +276,38 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::Destination(destination) => address = address_of(destination),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             _ => {}
         }
     }
     Some(Neighbour { interface: message.header.ifindex, address: address?, mac: mac? })
+}
+
+/// In forwarding entries the family of the address is to be told from its length.
+pub(crate) fn address_of(destination: &NeighbourAddress) -> Option<IpAddr> {
+    match destination {
+        NeighbourAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        NeighbourAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        NeighbourAddress::Other(bytes) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    }
+}
+
+/// An event about a neighbour or forwarding entry.
+pub(crate) fn neighbour_change(message: &NeighbourMessage, there: bool) -> NeighbourChange {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(destination) => address = address_of(destination),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    let permanent = message.header.state == NeighbourState::Permanent;
+    let (interface, family) = (message.header.ifindex, message.header.family);
+    NeighbourChange { interface, family, address, mac, permanent, there }
 }

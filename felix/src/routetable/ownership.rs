@@ -31,32 +31,36 @@ impl Default for Ownership {
 impl Ownership {
     /// Whether a route that leaves by a workload interface may be removed when it is not wanted.
     pub fn owns(&self, route: &Route) -> bool {
-        if route.protocol == PROTOCOL_KERNEL || is_made_by_the_kernel(&route.dst) {
+        if is_made_by_the_kernel(route) {
             return false;
         }
         self.remove_external || [self.protocol, PROTOCOL_BOOT, PROTOCOL_CALICO].contains(&route.protocol)
     }
 }
 
-fn is_made_by_the_kernel(dst: &IpNet) -> bool {
-    match dst {
+pub fn is_made_by_the_kernel(route: &Route) -> bool {
+    let local = match route.dst {
         IpNet::V4(net) => net.addr().is_multicast() || net.addr().is_broadcast(),
         IpNet::V6(net) => net.addr().is_multicast() || net.addr().is_unicast_link_local(),
-    }
+    };
+    route.protocol == PROTOCOL_KERNEL || local
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routetable::RouteKind;
 
     fn route(dst: &str, protocol: u8) -> Route {
         Route {
             dst: dst.parse().unwrap(),
+            kind: RouteKind::Unicast,
             interface: Some(7),
             metric: 0,
             protocol,
             link_scope: true,
-            gateway: false,
+            gateway: None,
+            onlink: false,
         }
     }
 

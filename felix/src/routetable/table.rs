@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::netlink::{Netlink, NetlinkError};
 use super::ownership::Ownership;
-use super::{Neighbour, Route, conntrack, sysctl};
+use super::{Neighbour, Route, RouteKind, conntrack, sysctl};
 use crate::commands::Commands;
 use crate::ifacemonitor::Interfaces;
 use crate::iptables::IpVersion;
@@ -247,7 +247,7 @@ impl RouteTable {
             self.interfaces.by_index(index).is_some_and(|link| self.settings.is_workload(&link.name))
         };
         routes.retain(|route| route.interface.is_some_and(ours));
-        let mut neighbours: BTreeSet<_> = self.netlink.neighbours().await?.into_iter().collect();
+        let mut neighbours: BTreeSet<_> = self.netlink.neighbours(IpVersion::V4).await?.into_iter().collect();
         neighbours.retain(|neighbour| ours(neighbour.interface));
         (self.routes, self.neighbours) = (routes, neighbours);
         Ok(())
@@ -287,11 +287,13 @@ impl RouteTable {
                 }
                 let route = Route {
                     dst: net.trunc(),
+                    kind: RouteKind::Unicast,
                     interface: Some(link.index),
                     metric: self.settings.metric.get(&version).copied().unwrap_or(1024),
                     protocol: self.settings.ownership.protocol,
                     link_scope: version == IpVersion::V4,
-                    gateway: false,
+                    gateway: None,
+                    onlink: false,
                 };
                 match wanted.get(&route.dst) {
                     Some((other, _)) if other.interface >= route.interface => {}

@@ -71,7 +71,12 @@ impl Collected {
             Output::PoolUpdate { .. }
             | Output::PoolRemove { .. }
             | Output::HostUpdate { .. }
-            | Output::HostRemove { .. } => {}
+            | Output::HostRemove { .. }
+            | Output::OwnNode(_)
+            | Output::RouteRemove { .. }
+            | Output::VtepRemove { .. }
+            | Output::VtepUpdate { .. }
+            | Output::RouteUpdate { .. } => {}
         }
     }
 

@@ -136,6 +136,36 @@ impl Entry {
         Entry { key: Key::IpPool { cidr }, value: Value::IpPool(value) }
     }
 
+    /// A pool with `vxlan_mode` or `ipip_mode`: `always`, `cross-subnet`.
+    pub fn pool_with(cidr: &str, vxlan_mode: &str, ipip_mode: &str) -> Self {
+        let mut entry = Self::pool(cidr);
+        if let Value::IpPool(pool) = &mut entry.value {
+            (pool.vxlan_mode, pool.ipip_mode) = (vxlan_mode.into(), ipip_mode.into());
+        }
+        entry
+    }
+
+    /// A block of a node, and who borrowed addresses of it.
+    pub fn block(cidr: &str, node: &str, borrowed: &[(&str, &str)]) -> Self {
+        let affinity = if node.is_empty() { String::new() } else { format!("host:{node}") };
+        let value = values::IpamBlock { cidr: cidr.into(), affinity, borrowed: map(borrowed) };
+        let cidr = cidr.parse().expect("CIDRs in tests parse");
+        Entry { key: Key::Block { cidr }, value: Value::IpamBlock(value) }
+    }
+
+    /// A node with addresses (`172.30.0.21/16`) and VXLAN tunnel addresses, each of both families or empty.
+    pub fn vxlan_node(name: &str, [ipv4, ipv6]: [&str; 2], [tunnel4, tunnel6]: [&str; 2]) -> Self {
+        let bgp =
+            values::NodeBgp { ipv4_address: ipv4.into(), ipv6_address: ipv6.into(), ..Default::default() };
+        let value = values::Node {
+            bgp: Some(bgp),
+            ipv4_vxlan_tunnel_addr: tunnel4.into(),
+            ipv6_vxlan_tunnel_addr: tunnel6.into(),
+            ..Default::default()
+        };
+        Entry { key: resource("Node", name), value: Value::Node(value) }
+    }
+
     pub fn profiles(mut self, names: &[&str]) -> Self {
         let profile_ids = match &mut self.value {
             Value::WorkloadEndpoint(endpoint) => &mut endpoint.profile_ids,

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey, values};
 
 use crate::output::{
-    ActivePolicy, ActiveProfile, Host, HostEndpoint, IpSetKind, Output, PolicyRef, Rule, Tier,
-    WorkloadEndpoint,
+    ActivePolicy, ActiveProfile, Encapsulation, Family, Hop, Host, HostEndpoint, IpSetKind, Output, OwnNode,
+    PolicyRef, Route, Rule, Tier, Vtep, WorkloadEndpoint,
 };
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +21,9 @@ pub struct Recorder {
     pub host_endpoints: BTreeMap<HostEndpointKey, HostEndpoint>,
     pub hosts: BTreeMap<String, Host>,
     pub pools: BTreeMap<IpNet, values::IpPool>,
+    pub own: OwnNode,
+    pub vteps: BTreeMap<(String, Family), Vtep>,
+    pub routes: BTreeMap<IpNet, Route>,
 }
 
 impl Recorder {
@@ -29,6 +32,11 @@ impl Recorder {
         assert!(outputs.is_sorted_by_key(rank), "outputs out of order: {outputs:#?}");
         for output in outputs {
             self.apply_one(output);
+        }
+        for (dst, route) in &self.routes {
+            if let (Encapsulation::Vxlan, Hop::Tunnel(end)) = (route.encapsulation, route.hop) {
+                assert!(self.vteps.values().any(|vtep| vtep.tunnel_ip == end), "{dst}: nobody has {end}");
+            }
         }
     }
 
@@ -92,6 +100,13 @@ impl Recorder {
             Output::HostRemove { node } => removed(&mut self.hosts, node),
             Output::PoolUpdate { cidr, pool } => changed(&mut self.pools, cidr, pool),
             Output::PoolRemove { cidr } => removed(&mut self.pools, cidr),
+            Output::OwnNode(own) => {
+                assert_ne!(std::mem::replace(&mut self.own, own.clone()), own, "this node did not change");
+            }
+            Output::RouteRemove { dst } => removed(&mut self.routes, dst),
+            Output::VtepRemove { node, family } => removed(&mut self.vteps, (node, family)),
+            Output::VtepUpdate { node, family, vtep } => changed(&mut self.vteps, (node, family), vtep),
+            Output::RouteUpdate { dst, route } => changed(&mut self.routes, dst, route),
         }
     }
 
@@ -131,6 +146,24 @@ impl Recorder {
             lines.insert(line(&format!("host {node}"), &host.ipv4.map(|ip| ip.to_string())));
         }
         lines.extend(self.pools.keys().map(|cidr| format!("pool {cidr}")));
+        for vtep in [self.own.vxlan_v4, self.own.vxlan_v6].into_iter().flatten() {
+            lines.insert(format!("own vtep {} {}", vtep.node_ip, vtep.tunnel_ip));
+        }
+        for ((node, _), vtep) in &self.vteps {
+            lines.insert(format!("vtep {node} {} {}", vtep.node_ip, vtep.tunnel_ip));
+        }
+        for (dst, Route { encapsulation, hop }) in &self.routes {
+            let encapsulation = match encapsulation {
+                Encapsulation::None => "plain",
+                Encapsulation::Vxlan => "vxlan",
+                Encapsulation::IpIp => "ipip",
+            };
+            lines.insert(match hop {
+                Hop::Blackhole => format!("route {dst} {encapsulation} blackhole"),
+                Hop::Node(via) => format!("route {dst} {encapsulation} node {via}"),
+                Hop::Tunnel(via) => format!("route {dst} {encapsulation} tunnel {via}"),
+            });
+        }
         lines
     }
 
@@ -175,6 +208,11 @@ fn rank(output: &Output) -> usize {
         Output::IpSetRemove { .. } => 9,
         Output::HostUpdate { .. } | Output::HostRemove { .. } => 10,
         Output::PoolUpdate { .. } | Output::PoolRemove { .. } => 11,
+        Output::OwnNode(_) => 12,
+        Output::RouteRemove { .. } => 13,
+        Output::VtepRemove { .. } => 14,
+        Output::VtepUpdate { .. } => 15,
+        Output::RouteUpdate { .. } => 16,
     }
 }
 

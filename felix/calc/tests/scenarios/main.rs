@@ -4,6 +4,7 @@ mod endpoints;
 mod members;
 mod policies;
 mod rest;
+mod routes;
 mod rules;
 
 use felix_calc::testing::Entry;

@@ -51,6 +51,15 @@ impl Sink for FakeKernel {
         };
     }
     fn params(&mut self, _params: &DataplaneParams) {}
+    fn own_node(&mut self, _own: &OwnNode) {
+        self.calls += 1;
+    }
+    fn vtep(&mut self, _node: &str, _family: Family, _vtep: Option<Vtep>) {
+        self.calls += 1;
+    }
+    fn route(&mut self, _dst: IpNet, _route: Option<Route>) {
+        self.calls += 1;
+    }
 }
 
 impl FakeKernel {
