@@ -9,6 +9,7 @@ use proto::admin::admin_client::AdminClient;
 use proto::admin::{LoadRequest, StatusRequest, WaitRequest};
 use proto::sync::sync_client::SyncClient;
 use proto::sync::{Ack, ClientHello, FreshnessRequest, Stamp, client_message};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
@@ -45,6 +46,57 @@ async fn version_out_of_the_window_is_refused_with_both_versions_named() {
     let status = raw.next().await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("version 99") && status.message().contains("upgrade"), "{status}");
+}
+
+#[tokio::test]
+async fn garbage_ends_its_own_connection_and_nothing_else() {
+    let replica = Replica::listed(options(), 10, vec![set(1, "first")]);
+    let agent = Agent::start(&[replica.name()], "felix");
+    agent.settle(&replica).await;
+    // No HTTP/2; HTTP/2, and then noise; a frame longer than was agreed.
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for garbage in [
+        noise(1, 100_000).into_bytes(),
+        [PREFACE, noise(2, 100_000).as_bytes()].concat(),
+        [PREFACE, &[0xff, 0xff, 0xff, 4, 0, 0, 0, 0, 0]].concat(),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(replica.address).await.unwrap();
+        // It may be closed while this is still being written.
+        _ = stream.write_all(&garbage).await;
+        let mut answer = Vec::new();
+        _ = patiently(stream.read_to_end(&mut answer)).await;
+        assert!(answer.len() < 1_000, "{} bytes in answer to garbage", answer.len());
+    }
+    replica.apply(11, vec![set(1, "second")]);
+    agent.settle(&replica).await;
+    assert!(agent.look().disconnected.is_empty());
+}
+
+#[tokio::test]
+async fn message_that_is_too_large_or_no_message_ends_the_stream_with_the_reason() {
+    let replica = Replica::listed(options(), 10, vec![]);
+    let agent = Agent::start(&[replica.name()], "felix");
+    agent.settle(&replica).await;
+    let mut raw = Raw::open(&replica).await;
+    raw.say(client_message::Message::Hello(ClientHello { software: "x".repeat(300_000), ..hello() })).await;
+    let status = raw.next().await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    assert!(status.message().contains("262144"), "{status}");
+
+    // A field of a type that cannot be, in a frame that is right.
+    let mut grpc = tonic::client::Grpc::new(replica.channel().await);
+    grpc.ready().await.unwrap();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/bulrush.sync.v1.Sync/Stream");
+    let wrong = proto::sync::Peer { address: "\u{7f}".repeat(20), ..Default::default() };
+    let codec = tonic_prost::ProstCodec::<_, proto::sync::ServerMessage>::default();
+    let mut down = grpc
+        .streaming(tonic::Request::new(tokio_stream::once(wrong)), path, codec)
+        .await
+        .unwrap()
+        .into_inner();
+    let status = patiently(down.message()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(agent.look().disconnected.is_empty());
 }
 
 #[tokio::test]

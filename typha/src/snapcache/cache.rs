@@ -377,7 +377,13 @@ impl Cache {
             trimmed: self.trimmed_seq,
             bytes: self.bytes,
             epoch: self.epoch.clone(),
-            history: self.history().to_owned(),
+            // While deletions are held, what is here, and what clients hold of it, is of no history: a replica that
+            // has not got it must not go on from its positions, or what was held would never be deleted.
+            history: if self.forked() {
+                format!("{}+forked", self.history())
+            } else {
+                self.history().to_owned()
+            },
             history_since: self.history_since,
             positions: self.tracks.iter().map(|track| (track.moved, track.position())).collect(),
         }

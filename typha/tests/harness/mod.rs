@@ -4,6 +4,7 @@
 // Every test file uses a part of this; all of it is test code, though not inside `#[test]`.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod namespace;
 pub mod process;
 pub mod proxy;
 
@@ -311,9 +312,14 @@ pub fn hello() -> ClientHello {
 
 impl Raw {
     pub async fn open(replica: &Replica) -> Raw {
+        Raw::open_at(replica.address).await
+    }
+
+    pub async fn open_at(server: SocketAddr) -> Raw {
+        let channel = Channel::from_shared(format!("http://{server}")).unwrap().connect().await.unwrap();
         let (up, messages) = mpsc::channel(16);
         let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
-        let down = SyncClient::new(replica.channel().await).stream(messages).await.unwrap().into_inner();
+        let down = SyncClient::new(channel).stream(messages).await.unwrap().into_inner();
         Raw { up, down }
     }
 

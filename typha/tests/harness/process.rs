@@ -73,7 +73,9 @@ impl Typha {
     }
 
     fn start_by(mut command: Command, settings: &[(&str, &str)]) -> Typha {
-        let (server, health) = (free_port(), free_port());
+        let given = settings.iter().find(|(name, _)| *name == "TYPHA_SERVERPORT");
+        let server = given.map_or_else(free_port, |(_, port)| port.parse().unwrap());
+        let health = free_port();
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         command
             .env_clear()
