@@ -27,9 +27,15 @@ test: build ## every test, the end-to-end suites included
 fuzz: build ## every fuzz target for 60 s (SECONDS=n, SEED=n); a short run is part of the tests
 	@$(or $(CARGO_TARGET_DIR),target)/debug/fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
+bench: build ## measure, and write the numbers into docs/performance.md (some 10 minutes)
+	@scripts/bench
+
+bench-long: build ## the same with stalls of 10 minutes and 5,000 nodes
+	@scripts/bench --long
+
 lint: ## format, clippy, dependency direction
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/dependency-direction
 
-.PHONY: help deps build demo demo-down test fuzz lint
+.PHONY: help deps build demo demo-down test fuzz bench bench-long lint

@@ -137,6 +137,27 @@ impl Cluster {
         changes
     }
 
+    /// The last `count` nodes go, with their pods and blocks. They may not be given pods until they are back.
+    pub fn remove_nodes(&mut self, count: usize) -> Vec<Change> {
+        let going = self.shape.nodes - count..self.shape.nodes;
+        let pods: Vec<usize> =
+            self.pods.iter().filter(|(_, pod)| going.contains(&pod.node)).map(|(id, _)| *id).collect();
+        let mut changes: Vec<Change> = pods.into_iter().flat_map(|id| self.remove(id)).collect();
+        for node in going {
+            changes.push(Change::Delete(objects::block(node, &self.taken[node]).key));
+            changes.push(Change::Delete(objects::node(node).key));
+        }
+        changes
+    }
+
+    /// They are back, without pods.
+    pub fn return_nodes(&mut self, count: usize) -> Vec<Change> {
+        let back = self.shape.nodes - count..self.shape.nodes;
+        back.flat_map(|node| [objects::node(node), objects::block(node, &self.taken[node])])
+            .map(Change::Put)
+            .collect()
+    }
+
     /// A new pod on a node that has an address for it.
     fn place(&mut self, node: usize) -> usize {
         let slot = self.taken[node].iter().position(|taken| !taken).expect("a node with a free address");
@@ -202,6 +223,11 @@ mod tests {
             assert!(changes.len() > 3);
             apply(&mut held, changes);
             apply(&mut held, cluster.change_policy());
+            let there = held.len();
+            let changes = cluster.remove_nodes(2);
+            apply(&mut held, changes);
+            assert!(held.len() <= there - 4 && cluster.pods.values().all(|pod| pod.node < 5));
+            apply(&mut held, cluster.return_nodes(2));
             let mut addresses = BTreeSet::new();
             for pod in cluster.pods.values() {
                 assert!(addresses.insert((pod.node, pod.slot)) && pod.namespace > 0);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use daemon::CancellationToken;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use typha_client::{ClientConfig, ClientEvent, Names};
 
@@ -18,6 +18,9 @@ use crate::node::{Fault, Keys, Node, State};
 
 /// Events that wait for a node: so much may pile up in front of one that does not read, and no more.
 const EVENTS: usize = 16;
+/// Nodes that take their first snapshot at the same time. They share this machine: with more of them each would get so
+/// little of it that servers look silent, and all would begin again.
+const JOINING: usize = 400;
 /// In place of the 6 s of an agent that has a machine of its own.
 const SILENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
@@ -27,6 +30,7 @@ pub struct Fleet {
     seen: Seen,
     pub keys: Keys,
     names: Names,
+    joining: Arc<Semaphore>,
     members: Members,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -137,7 +141,16 @@ impl Fleet {
             })
         };
         let members = Members(names.into_iter().enumerate().map(member).collect());
-        Fleet { servers, seen, keys, names: Names::default(), members, tasks: JoinSet::new(), stop }
+        Fleet {
+            servers,
+            seen,
+            keys,
+            names: Names::default(),
+            joining: Arc::new(Semaphore::new(JOINING)),
+            members,
+            tasks: JoinSet::new(),
+            stop,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -152,13 +165,42 @@ impl Fleet {
     }
 
     fn spawn(&mut self, member: Arc<Member>) {
-        self.tasks.spawn(follow(member, self.servers.clone(), self.names.clone(), self.seen.clone()));
+        let (servers, names, seen) = (self.servers.clone(), self.names.clone(), self.seen.clone());
+        let (session, joining) = (lock(&member.session).clone(), self.joining.clone());
+        self.tasks.spawn(async move {
+            let turn = tokio::select! {
+                turn = joining.acquire_owned() => turn.ok(),
+                () = session.cancelled() => return,
+            };
+            follow(member, session, servers, names, seen, turn).await;
+        });
     }
 
     /// Every node dies, forgets everything and joins again, at once.
     pub async fn restart(&mut self) {
         self.leave().await;
-        for member in self.members.0.iter() {
+        self.forget(self.len());
+        self.join();
+    }
+
+    /// The last `count` nodes leave. Only while all others are known to stay.
+    pub fn last_leave(&self, count: usize) {
+        self.last(count).for_each(|member| lock(&member.session).cancel());
+    }
+
+    /// They come back, and hold nothing.
+    pub fn last_return(&mut self, count: usize) {
+        self.forget(count);
+        let back: Vec<_> = self.last(count).cloned().collect();
+        back.into_iter().for_each(|member| self.spawn(member));
+    }
+
+    fn last(&self, count: usize) -> impl Iterator<Item = &Arc<Member>> {
+        self.members.0.iter().rev().take(count)
+    }
+
+    fn forget(&self, count: usize) {
+        for member in self.last(count) {
             let mut node = lock(&member.node);
             let fresh = Node::new(std::mem::take(&mut node.name), self.keys.clone());
             let old = std::mem::replace(&mut *node, fresh);
@@ -167,7 +209,6 @@ impl Fleet {
             node.mistakes = old.mistakes;
             *lock(&member.session) = self.stop.child_token();
         }
-        self.join();
     }
 
     /// Every node's stream ends.
@@ -205,11 +246,31 @@ impl Fleet {
                 return Ok(start.elapsed());
             }
             if start.elapsed() > patience {
+                let reason = |member: &Arc<Member>| lock(&member.node).lost.clone();
                 return Err(format!(
-                    "{in_sync} of {} nodes are in sync after {} s: are the typhas ready, and reachable?",
+                    "{in_sync} of {} nodes are in sync after {} s (--patience): {}",
                     self.len(),
-                    patience.as_secs()
+                    patience.as_secs(),
+                    self.members
+                        .0
+                        .iter()
+                        .find_map(reason)
+                        .unwrap_or("no stream was lost; are they slow?".into())
                 ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub async fn all_connected(&self, patience: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let connected = self.totals().connected;
+            if connected == self.len() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{connected} of {} nodes have a stream", self.len()));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -265,7 +326,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(member: Arc<Member>, servers: Vec<String>, names: Names, seen: Seen) {
+/// `turn`: to take the first snapshot; it is given back at its end.
+async fn follow(
+    member: Arc<Member>,
+    session: CancellationToken,
+    servers: Vec<String>,
+    names: Names,
+    seen: Seen,
+    mut turn: Option<OwnedSemaphorePermit>,
+) {
     let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
     let mut config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
     // Thousands share the processors of this machine: one that is not run for a while has not met a silent server.
@@ -273,7 +342,6 @@ async fn follow(member: Arc<Member>, servers: Vec<String>, names: Names, seen: S
     config.raw = (!member.sampled).then_some(names);
     let (events, mut received) = mpsc::channel(EVENTS);
     let (acks, programmed) = watch::channel(None);
-    let session = lock(&member.session).clone();
     let client = typha_client::run(config, events, programmed, session);
     let mut stalled = member.stalled.subscribe();
     let consume = async {
@@ -281,6 +349,9 @@ async fn follow(member: Arc<Member>, servers: Vec<String>, names: Names, seen: S
             // The sender lives as long as the member.
             let open = stalled.wait_for(|stalled| !stalled).await.is_ok();
             let Some(event) = received.recv().await.filter(|_| open) else { return };
+            if event == ClientEvent::InSync {
+                turn = None;
+            }
             if let ClientEvent::Cut(cut) = &event {
                 acks.send_replace(Some(cut.clone()));
             }

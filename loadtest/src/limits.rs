@@ -40,6 +40,12 @@ fn available() -> Option<usize> {
     field(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:").map(|kb| kb << 10)
 }
 
+/// The most memory that this process has taken.
+pub fn own_peak_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    field(&status, "VmHWM:").map_or(0.0, |kb| kb as f64 / 1e3)
+}
+
 /// The number behind a name, in files of /proc.
 pub fn field(text: &str, name: &str) -> Option<usize> {
     let line = text.lines().find(|line| line.starts_with(name))?;

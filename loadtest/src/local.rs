@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use syncer_common::backend::config::{StoreConfig, open};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -26,14 +27,14 @@ pub struct Local {
     endpoint: String,
     logs: PathBuf,
     /// etcd's data.
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 pub struct Server {
     pub name: String,
     pub address: String,
     port: u16,
-    /// Health and metrics.
+    /// Health and metrics; etcd: its peers.
     side: u16,
     process: Child,
 }
@@ -55,27 +56,7 @@ impl Local {
         let folder = tempfile::tempdir()?;
         let (port, peer) = (free_port()?, free_port()?);
         let endpoint = format!("http://127.0.0.1:{port}");
-        let peer = format!("http://127.0.0.1:{peer}");
-        let mut command = Command::new("etcd");
-        command.args(["--data-dir", &folder.path().display().to_string()]).args([
-            "--listen-client-urls",
-            &endpoint,
-            "--advertise-client-urls",
-            &endpoint,
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-            "--initial-cluster",
-            &format!("default={peer}"),
-            // The data lives as long as the run: what it costs to make it durable is the disk's number, not ours.
-            "--unsafe-no-fsync",
-            "--log-level",
-            "warn",
-        ]);
-        let process = spawn(&mut command, &logs.join("etcd.log"))
-            .context("starting etcd: install the package etcd-server, or name a datastore with --etcd")?;
-        let etcd = Server { name: "etcd".into(), address: endpoint.clone(), port, side: 0, process };
+        let etcd = start_etcd(folder.path(), port, peer, logs)?;
         let store = StoreConfig::etcd([endpoint.clone()]);
         let client = open(&store).await?;
         let deadline = Instant::now() + READY;
@@ -83,15 +64,8 @@ impl Local {
             ensure!(Instant::now() < deadline, "etcd does not answer: {error}; see {}", logs.display());
             tokio::time::sleep(POLL).await;
         }
-        let mut local = Local {
-            store,
-            etcd,
-            typhas: Vec::new(),
-            program,
-            endpoint,
-            logs: logs.to_owned(),
-            _folder: folder,
-        };
+        let mut local =
+            Local { store, etcd, typhas: Vec::new(), program, endpoint, logs: logs.to_owned(), folder };
         for index in 0..typhas {
             let (port, side) = (free_port()?, free_port()?);
             let server = local.start_typha(index, port, side)?;
@@ -129,6 +103,50 @@ impl Local {
         Ok(())
     }
 
+    /// etcd forgets all revisions but the present one.
+    pub async fn compact(&self) -> Result<()> {
+        // The whole of an empty range is the header with the revision.
+        let answer = self.etcd_post("/v3/kv/range", json!({ "key": "AA==" })).await?;
+        let revision = answer["header"]["revision"].as_str().context("etcd says no revision")?;
+        self.etcd_post("/v3/kv/compaction", json!({ "revision": revision, "physical": true })).await?;
+        Ok(())
+    }
+
+    async fn etcd_post(&self, path: &str, body: serde_json::Value) -> Result<serde_json::Value> {
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let ask = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.etcd.port)).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            anyhow::Ok(answer)
+        };
+        let answer =
+            tokio::time::timeout(Duration::from_secs(10), ask).await.context("etcd does not answer")??;
+        let (head, body) = answer.split_once("\r\n\r\n").context("etcd's answer is no HTTP")?;
+        ensure!(head.contains(" 200 "), "etcd answers {path} with {head}: {body}");
+        Ok(serde_json::from_str(body)?)
+    }
+
+    /// Ends etcd and starts it again with its data: whoever watches has to ask again from where he was.
+    pub async fn restart_etcd(&mut self) -> Result<()> {
+        self.etcd.signal(Signal::SIGTERM)?;
+        if tokio::time::timeout(READY, self.etcd.process.wait()).await.is_err() {
+            bail!("etcd does not end on SIGTERM");
+        }
+        self.etcd = start_etcd(self.folder.path(), self.etcd.port, self.etcd.side, &self.logs)?;
+        let deadline = Instant::now() + READY;
+        while let Err(error) = self.etcd_post("/v3/kv/range", json!({ "key": "AA==" })).await {
+            ensure!(Instant::now() < deadline, "etcd does not come back: {error:#}");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     /// Ends one typha in good order, and starts it again on the same port.
     pub async fn restart(&mut self, index: usize) -> Result<()> {
         let server = &mut self.typhas[index];
@@ -141,6 +159,22 @@ impl Local {
         let logs = self.logs.clone();
         self.typhas[index].ready(&logs).await
     }
+}
+
+fn start_etcd(folder: &Path, port: u16, peer: u16, logs: &Path) -> Result<Server> {
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let peers = format!("http://127.0.0.1:{peer}");
+    let mut command = Command::new("etcd");
+    command
+        .args(["--data-dir", &folder.display().to_string()])
+        .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
+        .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
+        .args(["--initial-cluster", &format!("default={peers}")])
+        // The data lives as long as the run: what it costs to make it durable is the disk's number, not ours.
+        .args(["--unsafe-no-fsync", "--log-level", "warn"]);
+    let process = spawn(&mut command, &logs.join("etcd.log"))
+        .context("starting etcd: install the package etcd-server, or name a datastore with --etcd")?;
+    Ok(Server { name: "etcd".into(), address: endpoint, port, side: peer, process })
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Child> {

@@ -3,6 +3,7 @@
 //! It uses the agents' own client library, so what it measures is what a fleet would get.
 
 mod baseline;
+mod bench;
 mod cluster;
 mod compare;
 mod fleet;
@@ -54,12 +55,16 @@ Phases, each with what it is without more words:
   churn:seconds=20,rate=50   pods start, end and change labels (changes per second)
   rollout:count=10           new versions of policies that concern every node
   namespaces:count=1         a namespace goes, with everything in it
+  nodes:count=10             nodes leave with their pods, and come back empty
   storm                      all nodes die and join anew at once
   cut                        the network cuts all streams at once
+  failover:seconds=5         the network cuts off each replica in turn; its nodes resume on the others
   stall:percent=10,seconds=20,rate=50
                              a part of the nodes stops reading, under churn
   rolling:rate=50            the typhas are restarted one by one, under churn (--local)
   freeze:seconds=10          the datastore stops answering (--local)
+  compact:seconds=5,rate=50  it forgets its history while the typhas stand still (--local)
+  day:seconds=48             24 single changes, each with a compaction (--local)
 After each of them every node has to hold exactly what the datastore holds.
 
 Exit status: 0 passed, 1 a node ended with something else or a rule was broken, 2 wrong usage.";
@@ -79,6 +84,9 @@ enum Command {
     Run(Box<RunArgs>),
     /// Simulates nodes that stay until interrupted, and says what they hold: a line of JSON per change.
     Follow(FollowArgs),
+    /// Runs the set of docs/performance.md and writes its numbers there.
+    #[command(hide = true)]
+    Bench(BenchArgs),
     /// A server of a baseline; started by `run --baseline`.
     #[command(hide = true)]
     BaselineServer { kind: baseline::Kind, size: usize, messages: u64, apart_micros: u64 },
@@ -103,6 +111,10 @@ struct RunArgs {
     /// Size of the synthetic cluster: 100, 500, 1000 or 5000 nodes.
     #[arg(long, default_value = "100")]
     preset: Shape,
+    /// Sizes from a YAML file in place of the preset's: nodes, pods, namespaces, policies, global_policies,
+    /// network_sets; those left out are the preset's.
+    #[arg(long, value_name = "FILE")]
+    shape: Option<PathBuf>,
     /// How many nodes to simulate [default: all of the cluster].
     #[arg(long)]
     nodes: Option<usize>,
@@ -133,6 +145,22 @@ struct RunArgs {
 }
 
 #[derive(Args)]
+struct BenchArgs {
+    /// What `cargo bench --bench fanout` printed.
+    #[arg(long)]
+    fanout: PathBuf,
+    /// The file whose table is written anew.
+    #[arg(long, default_value = "docs/performance.md")]
+    write: PathBuf,
+    /// Folder for the runs' reports.
+    #[arg(long, default_value = "target/bench")]
+    report: PathBuf,
+    /// Stalls of 10 minutes, and 5,000 nodes.
+    #[arg(long)]
+    long: bool,
+}
+
+#[derive(Args)]
 struct FollowArgs {
     /// Addresses of running typhas, comma-separated (host:port).
     #[arg(long, env = "LOADTEST_TYPHAADDR", value_delimiter = ',', required = true)]
@@ -153,6 +181,9 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run(*args),
         Command::Follow(args) => follow(args),
+        Command::Bench(args) => {
+            bench::bench(&args.fanout, &args.write, &args.report, args.long).map(|()| true)
+        }
         Command::BaselineServer { kind, size, messages, apart_micros } => {
             baseline_server(kind, size, messages, Duration::from_micros(apart_micros))
         }
@@ -185,7 +216,10 @@ fn compare(a: &std::path::Path, b: &std::path::Path) -> Result<bool> {
 }
 
 fn run(args: RunArgs) -> Result<bool> {
-    let mut shape = args.preset;
+    let mut shape = match &args.shape {
+        Some(file) => args.preset.changed_by(file)?,
+        None => args.preset,
+    };
     shape.pods = args.pods.unwrap_or(shape.pods);
     let servers = match args.local {
         Some(typhas) => Servers::Local(typhas.into()),

@@ -130,6 +130,8 @@ pub struct Node {
     marks: HashMap<usize, u64>,
     pub in_sync: bool,
     pub connected: bool,
+    /// Why the last stream ended.
+    pub lost: Option<String>,
     /// When the last change was received.
     pub changed: Option<Instant>,
     /// Messages with changes.
@@ -197,7 +199,8 @@ impl Node {
             }
             ClientEvent::InSync if self.in_sync => self.mistake("in sync was announced twice".into()),
             ClientEvent::InSync => self.in_sync = true,
-            ClientEvent::Disconnected { .. } => {
+            ClientEvent::Disconnected { reason } => {
+                self.lost = Some(reason);
                 self.connected = false;
                 self.disconnects += 1;
             }

@@ -19,6 +19,15 @@ pub enum Phase {
     Storm,
     /// The network cuts all streams at once; the nodes come back with what they hold.
     Cut,
+    /// The network cuts each replica off for a while, one after the other: its nodes go on with what they hold elsewhere.
+    Failover { seconds: u64 },
+    /// `count` nodes leave, with their pods, and come back empty.
+    Nodes { count: usize },
+    /// The typhas stand still while pods change and the datastore forgets its history (`--local` only): they have to
+    /// list anew.
+    Compact { seconds: u64, rate: f64 },
+    /// An idle day: 24 times a single change and a compaction, `seconds` in all (`--local` only).
+    Day { seconds: u64 },
     /// `percent` of the nodes stop reading for a while, under churn.
     Stall { percent: f64, seconds: u64, rate: f64 },
     /// The typhas are restarted one by one, under churn (`--local` only).
@@ -27,7 +36,8 @@ pub enum Phase {
     Freeze { seconds: u64 },
 }
 
-pub const NAMES: &str = "idle, churn, rollout, namespaces, storm, cut, stall, rolling, freeze";
+pub const NAMES: &str =
+    "idle, day, churn, rollout, namespaces, nodes, storm, cut, failover, stall, rolling, freeze, compact";
 
 impl Phase {
     pub fn name(&self) -> &'static str {
@@ -38,6 +48,10 @@ impl Phase {
             Phase::Namespaces { .. } => "namespaces",
             Phase::Storm => "storm",
             Phase::Cut => "cut",
+            Phase::Failover { .. } => "failover",
+            Phase::Nodes { .. } => "nodes",
+            Phase::Compact { .. } => "compact",
+            Phase::Day { .. } => "day",
             Phase::Stall { .. } => "stall",
             Phase::Rolling { .. } => "rolling",
             Phase::Freeze { .. } => "freeze",
@@ -46,12 +60,23 @@ impl Phase {
 
     /// Whether it changes the datastore.
     pub fn writes(&self) -> bool {
-        !matches!(self, Phase::Idle { .. } | Phase::Storm | Phase::Cut | Phase::Freeze { .. })
+        !matches!(
+            self,
+            Phase::Idle { .. } | Phase::Storm | Phase::Cut | Phase::Failover { .. } | Phase::Freeze { .. }
+        )
     }
 
     /// Whether it acts on servers that the run has to have started itself.
     pub fn needs_local(&self) -> bool {
-        matches!(self, Phase::Rolling { .. } | Phase::Freeze { .. })
+        matches!(
+            self,
+            Phase::Rolling { .. } | Phase::Freeze { .. } | Phase::Compact { .. } | Phase::Day { .. }
+        )
+    }
+
+    /// Whether streams have to go through relays.
+    pub fn cuts(&self) -> bool {
+        matches!(self, Phase::Cut | Phase::Failover { .. })
     }
 }
 
@@ -59,9 +84,16 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name();
         match self {
-            Phase::Idle { seconds } | Phase::Freeze { seconds } => write!(f, "{name}:seconds={seconds}"),
-            Phase::Churn { seconds, rate } => write!(f, "{name}:seconds={seconds},rate={rate}"),
-            Phase::Rollout { count } | Phase::Namespaces { count } => write!(f, "{name}:count={count}"),
+            Phase::Idle { seconds }
+            | Phase::Freeze { seconds }
+            | Phase::Failover { seconds }
+            | Phase::Day { seconds } => write!(f, "{name}:seconds={seconds}"),
+            Phase::Churn { seconds, rate } | Phase::Compact { seconds, rate } => {
+                write!(f, "{name}:seconds={seconds},rate={rate}")
+            }
+            Phase::Rollout { count } | Phase::Namespaces { count } | Phase::Nodes { count } => {
+                write!(f, "{name}:count={count}")
+            }
             Phase::Storm | Phase::Cut => f.write_str(name),
             Phase::Stall { percent, seconds, rate } => {
                 write!(f, "{name}:percent={percent},seconds={seconds},rate={rate}")
@@ -125,6 +157,10 @@ impl FromStr for Phase {
                 "namespaces" => Phase::Namespaces { count: values.take("count", 1)? },
                 "storm" => Phase::Storm,
                 "cut" => Phase::Cut,
+                "failover" => Phase::Failover { seconds: values.take("seconds", 5)? },
+                "nodes" => Phase::Nodes { count: values.take("count", 10)? },
+                "compact" => Phase::Compact { seconds: values.take("seconds", 5)?, rate: values.rate()? },
+                "day" => Phase::Day { seconds: values.take("seconds", 48)? },
                 "stall" => Phase::Stall {
                     percent: values.within("percent", 10.0, 0.0..=100.0)?,
                     seconds: values.take("seconds", 20)?,
@@ -149,7 +185,7 @@ mod tests {
 
     #[test]
     fn phases_are_read_as_they_are_printed() {
-        for text in ["idle", "churn", "rollout", "namespaces", "storm", "cut", "stall", "rolling", "freeze"] {
+        for text in NAMES.split(", ") {
             let phase: Phase = text.parse().expect(text);
             assert_eq!(phase.to_string().parse(), Ok(phase));
             assert!(NAMES.contains(phase.name()));
@@ -160,7 +196,7 @@ mod tests {
     #[test]
     fn mistakes_say_what_to_do() {
         for (text, part) in [
-            ("chrun", "there are idle, churn"),
+            ("chrun", "there are idle, day, churn"),
             ("churn:rate=fast", "rate=fast is not a number"),
             ("churn:rate=0", "not from 0.1"),
             ("churn:rate=1,rate=2", "twice"),

@@ -1,6 +1,7 @@
 //! A relay in front of a typha, whose connections can all be cut at once: what a network does to a fleet.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use daemon::CancellationToken;
@@ -9,6 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 #[derive(Clone)]
 pub struct Relay {
     address: SocketAddr,
+    /// Whoever comes is turned away.
+    closed: Arc<AtomicBool>,
     /// Ends the connections of now.
     present: Arc<Mutex<CancellationToken>>,
 }
@@ -17,9 +20,12 @@ impl Relay {
     /// Relays a free port of loopback to `server` until `stop`.
     pub async fn start(server: String, stop: CancellationToken) -> std::io::Result<Relay> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let relay =
-            Relay { address: listener.local_addr()?, present: Arc::new(Mutex::new(stop.child_token())) };
-        let present = relay.present.clone();
+        let relay = Relay {
+            address: listener.local_addr()?,
+            closed: Arc::default(),
+            present: Arc::new(Mutex::new(stop.child_token())),
+        };
+        let (present, closed) = (relay.present.clone(), relay.closed.clone());
         tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -31,6 +37,9 @@ impl Relay {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                     continue;
                 };
+                if closed.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let cut = lock(&present).clone();
                 tokio::spawn(pass(client, server.clone(), cut));
             }
@@ -40,6 +49,11 @@ impl Relay {
 
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Whether whoever comes is turned away.
+    pub fn close(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Relaxed);
     }
 
     pub fn cut(&self, stop: &CancellationToken) {

@@ -22,6 +22,9 @@ pub struct Report {
     pub shape: Option<Shape>,
     /// That each node held at the end.
     pub entries: usize,
+    /// The most memory that the load generator itself took.
+    #[serde(default)]
+    pub own_peak_mb: f64,
     pub phases: Vec<PhaseResult>,
     /// What the traffic of a phase costs with other servers; the first is typha itself.
     #[serde(default)]
@@ -42,6 +45,9 @@ pub struct Machine {
 pub struct PhaseResult {
     pub phase: String,
     pub seconds: f64,
+    /// Of the run, when its checks were done.
+    #[serde(default)]
+    pub until_second: usize,
     /// From the end of the phase until every node held what the datastore held. Absent: not in time.
     pub settled_ms: Option<f64>,
     /// Changes written to the datastore.
@@ -65,6 +71,9 @@ pub struct Served {
     pub by_delta: f64,
     pub by_digest: f64,
     pub by_snapshot: f64,
+    /// Of the datastore, by typhas.
+    #[serde(default)]
+    pub listings: f64,
 }
 
 /// What a server used for the traffic of a phase.
@@ -115,6 +124,15 @@ impl Report {
         serde_json::from_slice(&text).with_context(|| format!("{} is no report of loadtest", path.display()))
     }
 
+    /// Most memory of all typhas together during a phase, by its place.
+    pub fn peak_mb(&self, phase: usize) -> Option<f64> {
+        let until = self.phases.get(phase)?.until_second;
+        let from = phase.checked_sub(1).map_or(0, |before| self.phases[before].until_second);
+        let during = self.samples.iter().filter(|sample| (from..=until).contains(&sample.second));
+        let sums = during.map(|sample| sample.servers.iter().map(|server| server.memory_mb).sum::<f64>());
+        sums.reduce(f64::max)
+    }
+
     /// Largest memory and mean CPU of all typhas together.
     pub fn servers(&self) -> Option<(f64, f64)> {
         let sum = |sample: &Sample, of: fn(&ServerSample) -> f64| sample.servers.iter().map(of).sum::<f64>();
@@ -161,8 +179,8 @@ impl Report {
         }
         if let Some((memory, cpu)) = self.servers() {
             line(format!(
-                "typha: {memory:.0} MB at most, {cpu:.0} % of one CPU on average ({} together)",
-                self.typhas
+                "typha: {memory:.0} MB at most, {cpu:.0} % of one CPU on average ({} together); loadtest itself {:.0} MB",
+                self.typhas, self.own_peak_mb
             ));
         }
         if let [typha, others @ ..] = self.baselines.as_slice() {

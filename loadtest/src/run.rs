@@ -70,7 +70,7 @@ struct Run {
 }
 
 pub async fn run(plan: Plan) -> Result<Report> {
-    let cuts = plan.phases.contains(&Phase::Cut);
+    let cuts = plan.phases.iter().any(Phase::cuts);
     limits::descriptors(OTHER_DESCRIPTORS + plan.nodes as u64 * if cuts { 3 } else { 1 })?;
     let (local, store, servers) = match plan.servers {
         Servers::Local(typhas) => {
@@ -152,6 +152,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
         typhas: servers.len(),
         shape: run.source.is_some().then_some(plan.shape),
         entries,
+        own_peak_mb: limits::own_peak_mb(),
         phases,
         baselines,
         samples,
@@ -177,6 +178,7 @@ impl Run {
                 Ok(failures) => failures,
                 Err(error) => vec![format!("{error:#}")],
             };
+            result.until_second = self.start.elapsed().as_secs() as usize;
             results.push(result);
             if !failures.is_empty() {
                 return (results, failures.into_iter().map(|failure| format!("{name}: {failure}")).collect());
@@ -222,8 +224,9 @@ impl Run {
         if let (Some(before), Some(after)) = (served, self.probes.served().await) {
             result.servers = Some(sampler::between(&before, &after));
         }
-        let nothing_happened = phase
-            .is_some_and(|phase| matches!(phase, Phase::Freeze { .. } | Phase::Cut | Phase::Idle { .. }));
+        let nothing_happened = phase.is_some_and(|phase| {
+            matches!(phase, Phase::Freeze { .. } | Phase::Cut | Phase::Failover { .. } | Phase::Idle { .. })
+        });
         if nothing_happened && result.deletions > 0 && self.source.is_some() {
             failures.push(format!("{} deletions, though nothing was deleted", result.deletions));
         }
@@ -253,6 +256,30 @@ impl Run {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
+            Phase::Failover { seconds } => {
+                for relay in &self.relays {
+                    relay.close(true);
+                    relay.cut(&self.stop);
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    relay.close(false);
+                    self.fleet.all_connected(self.patience).await.map_err(anyhow::Error::msg)?;
+                }
+            }
+            Phase::Nodes { count } => return self.nodes(count).await,
+            Phase::Compact { seconds, rate } => {
+                return self.compact(Duration::from_secs(seconds), rate).await;
+            }
+            Phase::Day { seconds } => {
+                let mut written = 0;
+                for _ in 0..24 {
+                    tokio::time::sleep(Duration::from_secs(seconds) / 24).await;
+                    let mark = self.latencies.mark(Instant::now());
+                    let changes = self.cluster.churn(mark);
+                    written += self.write(changes).await?;
+                    self.local.as_ref().context("day needs --local")?.compact().await?;
+                }
+                return Ok(written);
+            }
             Phase::Stall { percent, seconds, rate } => {
                 let count = (self.fleet.len() as f64 * percent / 100.0).ceil() as usize;
                 self.fleet.stall(count, true);
@@ -274,6 +301,34 @@ impl Run {
     async fn churn(&mut self, length: Duration, rate: f64) -> Result<u64> {
         let source = self.source.clone().context("churn needs a datastore to write to")?;
         churn(&source, &mut self.cluster, &self.latencies, rate, tokio::time::sleep(length)).await
+    }
+
+    async fn nodes(&mut self, count: usize) -> Result<u64> {
+        let count = count.min(self.fleet.len() - 1);
+        self.fleet.last_leave(count);
+        let changes = self.cluster.remove_nodes(count);
+        let gone = self.write(changes).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let changes = self.cluster.return_nodes(count);
+        let back = self.write(changes).await?;
+        self.fleet.last_return(count);
+        self.fleet.all_in_sync(self.patience).await.map_err(anyhow::Error::msg)?;
+        Ok(gone + back)
+    }
+
+    /// What the typhas did not see is forgotten when they look again.
+    async fn compact(&mut self, length: Duration, rate: f64) -> Result<u64> {
+        let all = |local: &Local, signal| local.typhas.iter().try_for_each(|typha| typha.signal(signal));
+        let local = self.local.as_mut().context("compact needs --local")?;
+        all(local, Signal::SIGSTOP)?;
+        // Else what changes would wait for them in the sockets of their watches.
+        local.restart_etcd().await?;
+        let written = self.churn(length, rate).await;
+        let local = self.local.as_ref().context("compact needs --local")?;
+        let compacted = local.compact().await;
+        all(local, Signal::SIGCONT)?;
+        compacted?;
+        written
     }
 
     /// Each typha in turn, while pods come and go.

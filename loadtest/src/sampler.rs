@@ -40,6 +40,7 @@ impl Probes {
                 by_delta: resumes("\"delta\""),
                 by_digest: resumes("\"digest\""),
                 by_snapshot: resumes("\"snapshot\""),
+                listings: metric(&text, "typha_datastore_listings_total", "").unwrap_or(0.0),
             };
             all.push((pid, served));
         }
@@ -57,6 +58,7 @@ pub fn between(before: &[(u32, Served)], after: &[(u32, Served)]) -> Served {
         sum.cpu_seconds += now.cpu_seconds - then.cpu_seconds;
         sum.by_delta += now.by_delta - then.by_delta;
         sum.by_digest += now.by_digest - then.by_digest;
+        sum.listings += now.listings - then.listings;
         sum.by_snapshot += now.by_snapshot - then.by_snapshot;
     }
     sum

@@ -50,6 +50,10 @@ fn every_phase_ends_with_every_node_right() {
         "storm",
         "freeze:seconds=3",
         "idle:seconds=1",
+        "failover:seconds=2",
+        "nodes:count=5",
+        "compact:seconds=2",
+        "day:seconds=5",
     ];
     let arguments: Vec<&str> = phases.iter().flat_map(|phase| ["--phase", phase]).collect();
     let ended = small(folder.path(), &arguments);
@@ -70,6 +74,12 @@ fn every_phase_ends_with_every_node_right() {
     assert_eq!(number(&phase("cut")["servers"]["by_snapshot"]), 0.0, "{}", phase("cut"));
     assert_eq!(number(&phase("storm")["servers"]["by_snapshot"]), 30.0, "{}", phase("storm"));
     assert_eq!(number(&phase("freeze")["deletions"]), 0.0);
+    // Both replicas in turn: whoever was there went to the other one with what it held.
+    assert!(number(&phase("failover")["disconnects"]) >= 30.0, "{}", phase("failover"));
+    assert_eq!(number(&phase("failover")["servers"]["by_snapshot"]), 0.0, "{}", phase("failover"));
+    assert_eq!(number(&phase("nodes")["servers"]["by_snapshot"]), 5.0, "{}", phase("nodes"));
+    assert!(number(&phase("compact")["servers"]["listings"]) >= 2.0, "{}", phase("compact"));
+    assert_eq!(number(&phase("day")["servers"]["listings"]), 0.0, "{}", phase("day"));
     assert!(!report["samples"].as_array().unwrap().is_empty());
     let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("passed") && !page.contains("http"), "{page}");
@@ -102,7 +112,7 @@ fn planted_faults_are_found_and_named() {
 fn what_cannot_work_is_refused_before_anything_starts() {
     for (arguments, words) in [
         (&["run"][..], "--local"),
-        (&["run", "--local", "1", "--phase", "chrun"], "there are idle, churn"),
+        (&["run", "--local", "1", "--phase", "chrun"], "there are idle, day, churn"),
         (&["run", "--local", "1", "--nodes", "101"], "--preset"),
         (&["run", "--local", "1", "--pods", "100000"], "fewer pods"),
         (&["run", "--typha", "127.0.0.1:1", "--phase", "churn"], "--etcd"),

@@ -2,7 +2,10 @@
 //! as many sockets, in the same run.
 //!
 //! `cargo bench --bench fanout -- [STREAMS] [SNAPSHOT_STREAMS]`. Servers are processes of their own (this program, run
-//! again), so that what the clients use is not counted. Ratios count; absolute times are those of the machine.
+//! again), so that what the clients use is not counted. Ratios count; absolute times are those of the machine. The last
+//! line is the same as JSON, for `loadtest bench`.
+
+mod corpus;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -13,12 +16,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::{Buf, Bytes};
+use corpus::endpoint;
 use daemon::{CancellationToken, Endpoint};
 use prost::Message;
-use proto::model::{WorkloadEndpoint, value};
 use proto::sync::{ClientHello, ClientMessage, client_message};
-use syncer_common::digest;
-use syncer_common::model::{Key, Update};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, mpsc};
@@ -49,33 +50,6 @@ fn main() -> anyhow::Result<()> {
 }
 
 // === The servers, ordered about on standard input ===
-
-fn endpoint(n: u64, version: u64) -> Update {
-    let hash = |n: u64| digest::hash(&n.to_string(), b"");
-    let (host, namespace) = (n % 1_000, n % 211);
-    let path =
-        format!("/calico/v1/host/node-{host:04}/workload/k8s/ns-{namespace:03}%2fpod-{n:06}/endpoint/eth0");
-    let labels = [
-        ("app", format!("app-{}", n % 97)),
-        ("pod-template-hash", format!("{:010x}", hash(n / 7) >> 24)),
-        ("projectcalico.org/namespace", format!("ns-{namespace:03}")),
-        ("projectcalico.org/orchestrator", "k8s".to_owned()),
-        ("projectcalico.org/serviceaccount", "default".to_owned()),
-        ("version", version.to_string()),
-    ];
-    let (a, b, c) = (n >> 16 & 255, n >> 8 & 255, n & 255);
-    let value = WorkloadEndpoint {
-        state: "active".into(),
-        name: format!("cali{:011x}", hash(n) >> 20),
-        mac: format!("ee:ee:ee:{a:02x}:{b:02x}:{c:02x}"),
-        profile_ids: vec![format!("kns.ns-{namespace:03}"), format!("ksa.ns-{namespace:03}.default")],
-        ipv4_nets: vec![format!("10.{a}.{b}.{c}/32")],
-        labels: labels.map(|(name, value)| (name.to_owned(), value)).into_iter().collect(),
-        ..Default::default()
-    };
-    let key = Key::parse(&path).expect("the path of an endpoint");
-    Update::set(key, value::Kind::WorkloadEndpoint(value))
-}
 
 fn say(line: &str) {
     println!("{line}");
@@ -366,33 +340,45 @@ async fn steady(count: usize, changes: u64, zstd: bool) -> anyhow::Result<(u64, 
     Ok((size, own, baseline(count, BATCHES, size, INTERVAL.as_millis() as u64).await?))
 }
 
+/// Bytes that the loopback interface has carried: what is on the wire between these processes, and whoever else uses it.
+fn loopback() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/net/dev")?;
+    let line =
+        text.lines().find_map(|line| line.trim().strip_prefix("lo:")).context("the loopback interface")?;
+    Ok(line.split_whitespace().next().context("its bytes")?.parse()?)
+}
+
 async fn measure(count: usize, snapshots: usize) -> anyhow::Result<()> {
     println!("{count} streams, {BATCHES} batches {} ms apart, server CPU per message:", INTERVAL.as_millis());
+    let mut ratios = Vec::new();
     for (changes, zstd) in [(10, false), (100, false), (100, true)] {
         let (size, own, raw) = steady(count, changes, zstd).await?;
         let how = if zstd { "compressed" } else { "plain" };
         println!("  {size} B {how}: {own:.1} µs, raw TCP uncompressed {raw:.1} µs: {:.2} ×", own / raw);
+        ratios.push((size, own / raw));
     }
 
     println!("snapshot of {ENDPOINTS} endpoints to {snapshots} streams at once, building included:");
-    let mut plain = 0;
+    let (mut plain, mut store, mut peak) = (0, 0.0, 0.0);
+    let (mut cpu_ms, mut wire) = (Vec::new(), Vec::new());
     for zstd in [false, true] {
         let mut typha = Process::start("serve")?;
         let empty = typha.memory("VmRSS")?;
         typha.order(&[ENDPOINTS])?;
-        let (filled, cpu) = (typha.memory("VmRSS")?, typha.cpu()?);
+        let (filled, cpu, carried) = (typha.memory("VmRSS")?, typha.cpu()?, loopback()?);
         let (_tasks, received) = streams(snapshots, typha.address, Some(zstd));
-        let bytes = quiet(&received).await / snapshots as u64;
+        plain = quiet(&received).await / snapshots as u64;
+        (store, peak) = (filled - empty, typha.memory("VmHWM")?);
+        cpu_ms.push((typha.cpu()? - cpu) / 1e3 / snapshots as f64);
+        wire.push((loopback()? - carried) as f64);
         println!(
-            "  {}: {:.1} MB a stream once decompressed, server CPU {:.1} ms a stream; resident: store {:.0} MB, most {:.0} MB",
+            "  {}: {:.1} MB a stream once decompressed, server CPU {:.1} ms a stream; resident: store {store:.0} MB, most {peak:.0} MB",
             if zstd { "compressed" } else { "plain" },
-            bytes as f64 / 1e6,
-            (typha.cpu()? - cpu) / 1e3 / snapshots as f64,
-            filled - empty,
-            typha.memory("VmHWM")?,
+            plain as f64 / 1e6,
+            cpu_ms[cpu_ms.len() - 1],
         );
-        plain = bytes;
     }
+    println!("  on the wire compressed: {:.1} % of plain", 100.0 * wire[1] / wire[0]);
     let raw = baseline(snapshots, 64, plain / 64, 1).await? * 64.0 / 1e3;
     println!("  raw TCP, as many bytes uncompressed: CPU {raw:.1} ms a stream");
 
@@ -402,9 +388,14 @@ async fn measure(count: usize, snapshots: usize) -> anyhow::Result<()> {
     let (_tasks, received) = streams(count, typha.address, Some(true));
     quiet(&received).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    println!(
-        "{count} idle streams: {:.1} KB each",
-        (typha.memory("VmRSS")? - before) * 1_024.0 / count as f64
-    );
+    let idle_kb = (typha.memory("VmRSS")? - before) * 1_024.0 / count as f64;
+    println!("{count} idle streams: {idle_kb:.1} KB each");
+    let json = serde_json::json!({
+        "streams": count, "plain": [ratios[0], ratios[1]], "compressed": ratios[2], "snapshot_streams": snapshots,
+        "snapshot_plain_ms": cpu_ms[0], "snapshot_compressed_ms": cpu_ms[1], "snapshot_raw_ms": raw,
+        "snapshot_wire": wire[1] / wire[0], "store_over_payload": store * 1e6 / plain as f64, "peak_mb": peak,
+        "idle_kb": idle_kb,
+    });
+    println!("{json}");
     Ok(())
 }

@@ -1,0 +1,340 @@
+//! `loadtest bench`: runs what design §8 asks of typha, and writes what was measured into docs/performance.md.
+//!
+//! Every number is of a run of this program (or of `typha/benches/fanout.rs`) on this machine; what was not run has
+//! no number. The rest of the file is written by hand and stays as it is.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+use crate::report::{Machine, PhaseResult, Report};
+
+const BEGIN: &str = "<!-- begin of what `make bench` measured -->";
+const END: &str = "<!-- end of what `make bench` measured -->";
+
+/// What `cargo bench --bench fanout` says in its last line.
+#[derive(Deserialize)]
+struct Fanout {
+    streams: usize,
+    /// Bytes of a message, and server CPU as a multiple of raw TCP's.
+    plain: [(u64, f64); 2],
+    compressed: (u64, f64),
+    snapshot_streams: usize,
+    /// Milliseconds of server CPU per stream.
+    snapshot_plain_ms: f64,
+    snapshot_compressed_ms: f64,
+    snapshot_raw_ms: f64,
+    /// Of the bytes on the wire, compressed to plain.
+    snapshot_wire: f64,
+    store_over_payload: f64,
+    peak_mb: f64,
+    idle_kb: f64,
+}
+
+struct Row {
+    what: String,
+    target: &'static str,
+    measured: String,
+    beside: String,
+    command: String,
+}
+
+/// Runs everything, and puts the table into `file`. Fails when a run did not pass.
+pub fn bench(fanout: &Path, file: &Path, reports: &Path, long: bool) -> Result<()> {
+    let text = std::fs::read_to_string(fanout).with_context(|| format!("reading {}", fanout.display()))?;
+    let line = text.lines().rfind(|line| line.starts_with('{')).context("fanout said nothing")?;
+    let mut rows = of_fanout(&serde_json::from_str(line).context("the last line of fanout")?);
+    let runner = Runner { reports: reports.to_owned() };
+    let stall = if long { 600 } else { 60 };
+    let stalled = format!("stall:percent=10,seconds={stall},rate=50");
+    let steady = runner.run(
+        "steady",
+        &["--local", "1", "--preset", "1000", "--pods", "10000", "--baseline", "--patience", "300"],
+        &["churn:seconds=30,rate=50", "cut", &stalled, "churn:seconds=30,rate=50"],
+    )?;
+    rows.extend(of_steady(&steady));
+    let rolling = runner.run(
+        "rolling",
+        &["--local", "3", "--preset", "1000", "--pods", "10000", "--patience", "300"],
+        &["rolling:rate=50"],
+    )?;
+    rows.extend(of_rolling(&rolling));
+    if long {
+        let large = runner.run(
+            "large",
+            &["--local", "2", "--preset", "5000", "--pods", "10000", "--patience", "1200"],
+            &["churn:seconds=60,rate=20", "rollout:count=5"],
+        )?;
+        rows.extend(of_large(&large));
+    }
+    let whole = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    std::fs::write(file, replace(&whole, &table(&rows, long))?)
+        .with_context(|| format!("writing {}", file.display()))
+}
+
+struct Runner {
+    reports: PathBuf,
+}
+
+impl Runner {
+    fn run(&self, name: &str, arguments: &[&str], phases: &[&str]) -> Result<Report> {
+        let folder = self.reports.join(name);
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("run").args(arguments).arg("--report").arg(&folder);
+        phases.iter().for_each(|phase| {
+            command.args(["--phase", phase]);
+        });
+        eprintln!("# {name}: {command:?}");
+        ensure!(command.status()?.success(), "the run {name:?} did not pass");
+        let mut report = Report::read(&folder)?;
+        // As others would call it.
+        let words = arguments.iter().copied().chain(phases.iter().flat_map(|phase| ["--phase", phase]));
+        report.command = format!("loadtest run {}", words.collect::<Vec<_>>().join(" "));
+        Ok(report)
+    }
+}
+
+fn of_fanout(fanout: &Fanout) -> Vec<Row> {
+    let command = || {
+        format!("cargo bench --profile dev --bench fanout -- {} {}", fanout.streams, fanout.snapshot_streams)
+    };
+    let row = |what: String, target, measured: String, beside: &str| Row {
+        what,
+        target,
+        measured,
+        beside: beside.into(),
+        command: command(),
+    };
+    let kb = |bytes: u64| format!("{:.1} KB", bytes as f64 / 1e3);
+    let messages = |(bytes, ratio): (u64, f64), how: &str, target| {
+        row(
+            format!("server CPU per message, {} streams, {} {how}", fanout.streams, kb(bytes)),
+            target,
+            format!("{ratio:.2} ×"),
+            "raw TCP, as many bytes as the client reads, uncompressed",
+        )
+    };
+    let raw = fanout.snapshot_raw_ms;
+    vec![
+        messages(fanout.plain[0], "plain", "≤ 1.4 ×"),
+        messages(fanout.plain[1], "plain", "≤ 1.4 ×"),
+        messages(fanout.compressed, "compressed once", "≤ 1.0 ×"),
+        row(
+            format!(
+                "snapshot of 100,000 endpoints to {} streams, compressed, building included: CPU",
+                fanout.snapshot_streams
+            ),
+            "≤ 0.25 ×",
+            format!(
+                "{:.2} × ({:.0} ms a stream; plain {:.2} ×)",
+                fanout.snapshot_compressed_ms / raw,
+                fanout.snapshot_compressed_ms,
+                fanout.snapshot_plain_ms / raw
+            ),
+            "raw TCP uncompressed",
+        ),
+        row(
+            "the same: bytes on the wire".into(),
+            "≤ 15 %",
+            format!("{:.1} %", 100.0 * fanout.snapshot_wire),
+            "plain",
+        ),
+        row(
+            "memory while they take it (the store included)".into(),
+            "≤ 150 MB at 1,000 clients",
+            format!("{:.0} MB at {}", fanout.peak_mb, fanout.snapshot_streams),
+            "",
+        ),
+        row(
+            "store".into(),
+            "≤ 1.3 × payload",
+            format!("{:.2} ×", fanout.store_over_payload),
+            "bytes of the entries",
+        ),
+        row(
+            format!("memory per idle client, plain, {} streams", fanout.streams),
+            "≤ 25 KB",
+            format!("{:.1} KB", fanout.idle_kb),
+            "",
+        ),
+    ]
+}
+
+fn named<'a>(report: &'a Report, name: &str) -> Vec<&'a PhaseResult> {
+    report.phases.iter().filter(|phase| phase.phase.starts_with(name)).collect()
+}
+
+fn of_steady(report: &Report) -> Vec<Row> {
+    let row = |what: &str, target, measured: String, beside: String| Row {
+        what: what.into(),
+        target,
+        measured,
+        beside,
+        command: report.command.clone(),
+    };
+    let mut rows = Vec::new();
+    let churns = named(report, "churn");
+    if let Some(churn) = churns.first() {
+        let latency = churn.latency;
+        rows.push(row(
+            "etcd commit → client, 1,000 clients, 50 pod events/s (from when it was due)",
+            "p50 ≤ 10 ms, p99 ≤ 100 ms",
+            format!("p50 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p99_ms),
+            String::new(),
+        ));
+        let bytes = churn.servers.map_or(0.0, |served| served.sent_bytes) / (churn.updates.max(1)) as f64;
+        rows.push(row(
+            "the same: bytes per change to a node that is not interested",
+            "≤ 150 B",
+            format!("{bytes:.0} B"),
+            String::new(),
+        ));
+    }
+    if let [typha, others @ ..] = report.baselines.as_slice() {
+        for other in others {
+            rows.push(row(
+                "CPU per message of the whole typha (following etcd and converting included)",
+                "",
+                format!(
+                    "{:.1} µs ({} B): {:.2} ×",
+                    typha.cpu_us_per_message,
+                    typha.message_bytes,
+                    typha.cpu_us_per_message / other.cpu_us_per_message
+                ),
+                format!("{}: {:.1} µs ({} B)", other.server, other.cpu_us_per_message, other.message_bytes),
+            ));
+        }
+    }
+    if let Some((cut, served)) = named(report, "cut").first().and_then(|cut| Some((*cut, cut.servers?))) {
+        rows.push(row(
+            "reconnect without change, 1,000 at once",
+            "≤ 1 KB by DELTA",
+            format!(
+                "{:.0} B each; {} by delta, {} by digest, {} by snapshot",
+                served.sent_bytes / (cut.disconnects.max(1)) as f64,
+                served.by_delta,
+                served.by_digest,
+                served.by_snapshot
+            ),
+            String::new(),
+        ));
+    }
+    if let (Some(stall), Some(before), Some(state)) =
+        (named(report, "stall").first(), churns.first(), report.peak_mb(1))
+    {
+        let place = report.phases.iter().position(|phase| phase.phase == stall.phase).unwrap_or(0);
+        rows.push(row(
+            "10 % of the clients stalled under churn",
+            "memory ≤ 2 × state + 20 MiB; others' p99 unchanged",
+            format!(
+                "{:.0} MB, others' p99 {:.0} ms",
+                report.peak_mb(place).unwrap_or_default(),
+                stall.latency.p99_ms
+            ),
+            format!("churn without stalls: {state:.0} MB, p99 {:.0} ms", before.latency.p99_ms),
+        ));
+    }
+    rows
+}
+
+fn of_rolling(report: &Report) -> Vec<Row> {
+    let Some((phase, served)) =
+        named(report, "rolling").first().and_then(|phase| Some((*phase, phase.servers?)))
+    else {
+        return Vec::new();
+    };
+    let resumed = served.by_delta + served.by_digest;
+    vec![Row {
+        what: "rolling restart of 3 replicas, 1,000 clients, under churn: resumed".into(),
+        target: "≥ 99 % without a snapshot; 0 false deletes",
+        measured: format!(
+            "{:.1} % ({} by delta, {} by digest, {} by snapshot, as far as the replicas that live on counted); all nodes right, p99 {:.0} ms",
+            100.0 * resumed / (resumed + served.by_snapshot).max(1.0),
+            served.by_delta,
+            served.by_digest,
+            served.by_snapshot,
+            phase.latency.p99_ms
+        ),
+        beside: String::new(),
+        command: report.command.clone(),
+    }]
+}
+
+/// 5,000 nodes: also read from a report that was made before.
+fn of_large(report: &Report) -> Vec<Row> {
+    let row = |what: String, target, measured: String| Row {
+        what,
+        target,
+        measured,
+        beside: String::new(),
+        command: report.command.clone(),
+    };
+    let memory = report.servers().map_or(0.0, |(memory, _)| memory);
+    let mut rows = vec![row(
+        format!(
+            "{} simulated nodes × {} entries, {} typhas: all in sync, all verified",
+            report.nodes, report.entries, report.typhas
+        ),
+        "all in sync",
+        format!(
+            "join {:.0} s; typhas {memory:.0} MB together; loadtest {:.1} GB",
+            report.phases.first().map_or(0.0, |join| join.seconds),
+            report.own_peak_mb / 1e3
+        ),
+    )];
+    if let Some(churn) = named(report, "churn").first() {
+        rows.push(row(
+            format!("the same under {}", churn.phase),
+            "in step",
+            format!(
+                "{:.0} entries/s received, p50 {:.0} ms, p99 {:.0} ms",
+                churn.updates as f64 / churn.seconds,
+                churn.latency.p50_ms,
+                churn.latency.p99_ms
+            ),
+        ));
+    }
+    rows
+}
+
+fn table(rows: &[Row], long: bool) -> String {
+    let machine = Machine::here();
+    let mut text = format!(
+        "Measured by `make {}` on {} CPUs, {} GB, kernel {}, with version {}; clients, servers and etcd share the machine.\n\n\
+         | what | target | measured | beside it | repeat it |\n|---|---|---|---|---|\n",
+        if long { "bench-long" } else { "bench" },
+        machine.cpus,
+        machine.memory_mb >> 10,
+        machine.kernel,
+        env!("CARGO_PKG_VERSION"),
+    );
+    for Row { what, target, measured, beside, command } in rows {
+        // Nothing can go wrong writing into a string.
+        _ = writeln!(text, "| {what} | {target} | **{measured}** | {beside} | `{command}` |");
+    }
+    text
+}
+
+fn replace(whole: &str, new: &str) -> Result<String> {
+    let (before, rest) = whole.split_once(BEGIN).with_context(|| format!("there is no line {BEGIN}"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("there is no line {END}"))?;
+    Ok(format!("{before}{BEGIN}\n{new}{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_replaced() {
+        let whole = format!("# P\n{BEGIN}\nold\n{END}\nby hand\n");
+        assert_eq!(
+            replace(&whole, "new\n").expect("both marks"),
+            format!("# P\n{BEGIN}\nnew\n{END}\nby hand\n")
+        );
+        assert!(replace("# P\n", "new\n").is_err());
+    }
+}
