@@ -20,6 +20,7 @@ mod run;
 mod sampler;
 mod shape;
 mod source;
+mod writers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

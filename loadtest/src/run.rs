@@ -8,8 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use daemon::CancellationToken;
 use nix::sys::signal::Signal;
 use syncer_common::backend::config::{StoreConfig, open};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 use crate::baseline;
 use crate::cluster::{Change, Cluster};
@@ -24,11 +22,8 @@ use crate::report::{Machine, PhaseResult, Report};
 use crate::sampler::{self, Probes};
 use crate::shape::Shape;
 use crate::source::Source;
+use crate::writers::{Writers, churn};
 
-/// Of the changes of a phase; each key has its writer, so that changes of one key stay in order.
-const WRITERS: usize = 32;
-/// While the phase is still going on, what is due waits here.
-const WAITING: usize = 10_000;
 /// Descriptors for everything but the nodes.
 pub const OTHER_DESCRIPTORS: u64 = 500;
 
@@ -365,77 +360,6 @@ impl Run {
             writers.write(change).await?;
         }
         writers.finish().await
-    }
-}
-
-/// Writes changes, `rate` per second, until `end`.
-async fn churn(
-    source: &Arc<Source>,
-    cluster: &mut Cluster,
-    latencies: &Latencies,
-    rate: f64,
-    end: impl Future<Output = ()>,
-) -> Result<u64> {
-    let mut writers = Writers::start(source.clone());
-    let start = Instant::now();
-    tokio::pin!(end);
-    for number in 0.. {
-        let due = start + Duration::from_secs_f64(f64::from(number) / rate);
-        tokio::select! {
-            biased;
-            () = &mut end => break,
-            () = tokio::time::sleep_until(due.into()) => {}
-        }
-        for change in cluster.churn(latencies.mark(due)) {
-            writers.write(change).await?;
-        }
-    }
-    writers.finish().await
-}
-
-/// Tasks that write, each the keys that fall to it.
-struct Writers {
-    queues: Vec<mpsc::Sender<Change>>,
-    tasks: JoinSet<Result<u64>>,
-}
-
-impl Writers {
-    fn start(source: Arc<Source>) -> Self {
-        let mut tasks = JoinSet::new();
-        let queues = (0..WRITERS).map(|_| {
-            let (queue, mut changes) = mpsc::channel(WAITING / WRITERS);
-            let source = source.clone();
-            tasks.spawn(async move {
-                let mut written = 0;
-                while let Some(change) = changes.recv().await {
-                    source.write(change).await?;
-                    written += 1;
-                }
-                Ok(written)
-            });
-            queue
-        });
-        Writers { queues: queues.collect(), tasks }
-    }
-
-    async fn write(&mut self, change: Change) -> Result<()> {
-        let (Change::Put(crate::cluster::Object { key, .. }) | Change::Delete(key)) = &change;
-        let hash = blake3::hash(key.as_bytes());
-        let queue = &self.queues[usize::from(hash.as_bytes()[0]) % WRITERS];
-        if queue.send(change).await.is_err() {
-            // Its task has ended, with an error.
-            std::mem::replace(self, Writers { queues: Vec::new(), tasks: JoinSet::new() }).finish().await?;
-        }
-        Ok(())
-    }
-
-    async fn finish(mut self) -> Result<u64> {
-        self.queues.clear();
-        let mut written = 0;
-        while let Some(ended) = self.tasks.join_next().await {
-            written += ended??;
-        }
-        Ok(written)
     }
 }
 
