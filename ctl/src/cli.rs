@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::Output;
-use crate::{bgp, certs, convert, fleet, patch, settings};
+use crate::{bgp, certs, convert, fleet, init, patch, settings};
 
 /// Reads and writes the resources of a cluster, in its datastore.
 #[derive(Parser)]
@@ -276,6 +276,15 @@ pub struct IpamShow {
 
 #[derive(Subcommand)]
 pub enum NodeCommand {
+    /// Make this host a node of the cluster.
+    ///
+    /// Finds its address, writes the Node object with address, AS number and the addresses of its tunnels, makes the
+    /// default pools and settings of a cluster that has none, and the files that CNI plugins read. Can be run again:
+    /// what is right stays. Options have the variables of Calico's node.
+    #[command(
+        after_help = "Examples:\n  bulrushctl node init\n  bulrushctl node init --ip-autodetection-method interface=ens3\n  IP=autodetect CALICO_IPV4POOL_VXLAN=CrossSubnet bulrushctl node init --watch"
+    )]
+    Init(Box<init::Options>),
     /// Show the BGP sessions of this node.
     ///
     /// Asks BIRD, stock or Calico's; no datastore is needed. Exit status 1 when felix or BIRD does not run.

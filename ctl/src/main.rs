@@ -15,6 +15,7 @@ mod fleet;
 mod get;
 mod grid;
 mod info;
+mod init;
 mod ipam;
 mod label;
 mod node;
@@ -106,6 +107,10 @@ async fn run(cli: Cli) -> Result<Report> {
     let given = settings::Given { kubeconfig: cli.kubeconfig, context: cli.context };
     let config = settings::read(&cli.config, &given, &|name| std::env::var(name).ok())?;
     let kubernetes = matches!(config, StoreConfig::Kubernetes(_));
+    if let Command::Node(NodeCommand::Init(options)) = &command {
+        init::run(&config, options).await?;
+        return Ok(String::new().into());
+    }
     let store = open(&config).await;
     if let Command::Version { .. } = command {
         let text = info::client_version();

@@ -37,7 +37,10 @@ pub async fn release(store: &dyn Datastore, node: &str) -> Result<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for kv in store.get_prefix(BLOCKS).await? {
         let Some(Key::Block { cidr }) = Key::parse(&kv.key) else { continue };
-        let (freed, block) = release_block(store, kv, &cidr, node, &addresses, cooldown).await?;
+        let wanted = |address: IpAddr, attribute: &Value| {
+            attribute["secondary"]["node"].as_str() == Some(node) || addresses.contains(&address)
+        };
+        let (freed, block) = release_block(store, kv, &cidr, Some(node), &wanted, cooldown).await?;
         *counts.entry("address(es)").or_default() += freed;
         *counts.entry("block(s)").or_default() += usize::from(block);
     }
@@ -106,14 +109,32 @@ async fn cooldown(store: &dyn Datastore) -> Result<bool> {
     Ok(settings["ipCooldownSeconds"].as_u64().is_some_and(|seconds| seconds > 0))
 }
 
-/// Frees what the node has in a block, and lets go of the block if it is the node's. Returns how many addresses
-/// that were, and whether it was.
+/// Gives back every address of a handle.
+pub async fn release_handle(store: &dyn Datastore, handle: &str) -> Result<()> {
+    let Ok(key) = (Key::IpamHandle { id: handle.to_owned() }).path() else { return Ok(()) };
+    let Some(kv) = store.get(&key).await? else { return Ok(()) };
+    let value: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
+    let cooldown = cooldown(store).await?;
+    for cidr in value["block"].as_object().into_iter().flatten().filter_map(|(cidr, _)| cidr.parse().ok()) {
+        let Ok(key) = (Key::Block { cidr }).path() else { continue };
+        let Some(kv) = store.get(&key).await? else { continue };
+        let wanted = |_: IpAddr, attribute: &Value| attribute["handle_id"] == handle;
+        release_block(store, kv, &cidr, None, &wanted, cooldown).await?;
+    }
+    Ok(())
+}
+
+/// Whether an allocation is to be freed, by its address and its attribute.
+type Wanted<'a> = &'a (dyn Fn(IpAddr, &Value) -> bool + Sync);
+
+/// Frees what is wanted of a block, and lets go of the block if it is the node's. Returns how many addresses that
+/// were, and whether it was.
 async fn release_block(
     store: &dyn Datastore,
     mut kv: KeyValue,
     cidr: &IpNet,
-    node: &str,
-    addresses: &BTreeSet<IpAddr>,
+    node: Option<&str>,
+    wanted: Wanted<'_>,
     cooldown: bool,
 ) -> Result<(usize, bool)> {
     for _ in 0..RACES {
@@ -123,8 +144,8 @@ async fn release_block(
         };
         let now =
             cooldown.then(|| humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string());
-        let freed = free(&mut block, cidr, node, addresses, now.as_deref());
-        let owned = disown(&mut block, node);
+        let freed = free(&mut block, cidr, wanted, now.as_deref());
+        let owned = node.is_some_and(|node| disown(&mut block, node));
         if freed.is_empty() && !owned {
             return Ok((0, false));
         }
@@ -167,13 +188,12 @@ fn disown(block: &mut Map<String, Value>, node: &str) -> bool {
     affinity || old
 }
 
-/// Frees the allocations that name the node, and these addresses. With a time they rest from then on. Returns
-/// the handles and how many addresses each of them had; no handle is an empty one.
+/// Frees allocations. With a time they rest from then on. Returns the handles and how many addresses each of them
+/// had; no handle is an empty one.
 fn free(
     block: &mut Map<String, Value>,
     cidr: &IpNet,
-    node: &str,
-    addresses: &BTreeSet<IpAddr>,
+    wanted: Wanted<'_>,
     resting_from: Option<&str>,
 ) -> BTreeMap<String, usize> {
     let mut freed = BTreeMap::new();
@@ -185,9 +205,8 @@ fn free(
     for (ordinal, allocation) in allocations.iter_mut().enumerate() {
         let index = allocation.as_u64().and_then(|index| usize::try_from(index).ok());
         let Some(attribute) = index.and_then(|index| attributes.get(index)) else { continue };
-        let named = attribute["secondary"]["node"].as_str() == Some(node);
-        let listed = address(cidr, ordinal).is_some_and(|address| addresses.contains(&address));
-        if !(named || listed) || attribute["releasedAt"].is_string() {
+        let wanted = address(cidr, ordinal).is_some_and(|address| wanted(address, attribute));
+        if !wanted || attribute["releasedAt"].is_string() {
             continue;
         }
         *freed.entry(attribute["handle_id"].as_str().unwrap_or_default().to_owned()).or_default() += 1;

@@ -1,10 +1,11 @@
 //! The built program, on a folder of manifests and on a real etcd.
 
+mod kinds;
 mod support;
 
 use std::path::Path;
 
-use support::{Ctl, Ended, kinds};
+use support::{Ctl, Ended};
 use syncer_common::testing::etcd::{EtcdServer, free_port};
 
 const POOL: &str =

@@ -1,8 +1,9 @@
 //! The built program on a real Kubernetes API server.
 
+mod kinds;
 mod support;
 
-use support::{Ctl, kinds};
+use support::Ctl;
 use syncer_common::kubernetes::ApiGroup;
 use syncer_common::testing::kubernetes::KubeServer;
 

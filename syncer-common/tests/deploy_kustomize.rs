@@ -63,8 +63,9 @@ fn find(kind: &str, name: &str) -> Value {
 }
 
 fn containers() -> Vec<Value> {
-    [find("Deployment", "bulrush-typha"), find("DaemonSet", "bulrush-node")]
-        .iter()
+    let agents = ["bulrush-node", "bulrush-node-init"].map(|name| find("DaemonSet", name));
+    std::iter::once(find("Deployment", "bulrush-typha"))
+        .chain(agents)
         .flat_map(|workload| workload["spec"]["template"]["spec"]["containers"].as_array().unwrap().clone())
         .collect()
 }
@@ -160,6 +161,23 @@ async fn accounts_may_do_what_they_must_and_nothing_else() {
 
     let token = server.service_account_token(NAMESPACE, "bulrush-node").await;
     assert_eq!(rights(&server.client_for(&token).await).await, BTreeSet::new());
+
+    // That it may do enough, `node init` shows under this account (ctl/tests/node_init.rs).
+    let token = server.service_account_token(NAMESPACE, "bulrush-node-init").await;
+    let written: BTreeSet<_> = rights(&server.client_for(&token).await)
+        .await
+        .into_iter()
+        .filter(|(_, _, verb)| !["get", "list"].contains(&verb.as_str()))
+        .map(|(_, resource, verb)| format!("{verb} {resource}"))
+        .collect();
+    let mut needed = BTreeSet::from(["patch nodes/status".to_owned()]);
+    for kind in ["bgpconfigurations", "clusterinformations", "felixconfigurations", "ippools"] {
+        needed.insert(format!("create {kind}"));
+    }
+    for kind in ["blockaffinities", "ipamblocks", "ipamhandles"] {
+        needed.extend(["create", "update", "delete"].map(|verb| format!("{verb} {kind}")));
+    }
+    assert_eq!(written, needed);
 }
 
 /// The client itself, as typha runs it: each source is read and followed, and none asks for more than it may.
@@ -226,6 +244,14 @@ fn daemons_know_the_settings_they_are_given() {
     let mut checked = 0;
     for container in containers() {
         let daemon = container["name"].as_str().unwrap();
+        if daemon == "node-init" {
+            let table = std::fs::read_to_string(root().join("ctl/src/init/options.rs")).unwrap();
+            for variable in container["env"].as_array().unwrap() {
+                let name = variable["name"].as_str().unwrap();
+                assert!(table.contains(&format!("env = \"{name}\"")), "node init knows no {name}");
+            }
+            continue;
+        }
         for variable in container["env"].as_array().into_iter().flatten() {
             let variable = variable["name"].as_str().unwrap();
             let prefix = format!("{}_", daemon.to_uppercase());

@@ -3,8 +3,6 @@
 use std::io::Write as _;
 use std::process::{Child, Command, Output, Stdio};
 
-pub mod kinds;
-
 /// `bulrushctl` with an environment of its own: nothing of the machine's settings gets in.
 #[derive(Clone, Debug)]
 pub struct Ctl {
@@ -75,7 +73,7 @@ impl Ctl {
 
 /// A command under way.
 pub struct Running {
-    child: Child,
+    pub child: Child,
     _config: tempfile::NamedTempFile,
 }
 

@@ -197,6 +197,10 @@ impl Datastore for KubernetesStore {
         write::replace(&self.api, key, &value, expected).await
     }
 
+    async fn set_network_available(&self, node: &str) -> Result<()> {
+        write::set_network_available(&self.api, node).await
+    }
+
     async fn delete(&self, key: &str, expected: Option<Revision>) -> Result<Revision> {
         write::delete(&self.api, key, expected).await
     }

@@ -174,6 +174,11 @@ pub trait Datastore: Send + Sync + 'static {
         Err(Error::Invalid { what: key.into(), reason })
     }
 
+    /// Tells the scheduler that pods may come to this node. Only Kubernetes has one to tell.
+    async fn set_network_available(&self, _node: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Deletes the object, if `expected` is given only at that `mod_revision`. Returns the new revision.
     async fn delete(&self, key: &str, expected: Option<Revision>) -> Result<Revision>;
 }

@@ -168,6 +168,11 @@ fn form(resource: &ApiResource) -> Result<Form, FieldError> {
     resources::form(resource).ok_or_else(unknown)
 }
 
+/// What of a Node's value Kubernetes keeps in annotations of its own object; null where there is none.
+pub fn node_annotations(value: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>, FieldError> {
+    node::annotations(value)
+}
+
 /// The object that is at `path`, if any can be.
 pub fn locate(path: &str, options: &Options) -> Option<Located> {
     let key = Key::parse_stored(path)?;

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::object::{Meta, Stored, StoredMeta, Text, error, or_default, parse, resource_path};
 use super::{Options, Read};
@@ -171,6 +172,63 @@ pub(super) fn read(object: &[u8], options: &Options) -> Result<Read, FieldError>
     let value = Stored::new(KIND, stored, node, Some(node_status)).to_vec();
     let resource_version = metadata.resource_version.to_string();
     Ok(Read { path, value: Some(value), findings: own.findings, resource_version })
+}
+
+/// Where the fields of a Node are in annotations.
+const FIELDS: [(&str, &str); 11] = [
+    ("/spec/bgp/ipv4Address", "IPv4Address"),
+    ("/spec/bgp/ipv6Address", "IPv6Address"),
+    ("/spec/bgp/asNumber", "ASNumber"),
+    ("/spec/bgp/ipv4IPIPTunnelAddr", "IPv4IPIPTunnelAddr"),
+    ("/spec/bgp/routeReflectorClusterID", "RouteReflectorClusterID"),
+    ("/spec/ipv4VXLANTunnelAddr", "IPv4VXLANTunnelAddr"),
+    ("/spec/vxlanTunnelMACAddr", "VXLANTunnelMACAddr"),
+    ("/spec/ipv6VXLANTunnelAddr", "IPv6VXLANTunnelAddr"),
+    ("/spec/vxlanTunnelMACAddrV6", "VXLANTunnelMACAddrV6"),
+    ("/spec/wireguard/interfaceIPv4Address", "IPv4WireguardInterfaceAddr"),
+    ("/spec/wireguard/interfaceIPv6Address", "IPv6WireguardInterfaceAddr"),
+];
+
+/// The annotations that say what a Node's value says, the other way round than `read`. Labels and annotations of
+/// Kubernetes' own are not to be changed from here.
+pub(super) fn annotations(value: &[u8]) -> Result<Map<String, Value>, FieldError> {
+    let node: Value =
+        serde_json::from_slice(value).map_err(|reason| error("the value", reason.to_string()))?;
+    let mut found = Map::new();
+    for (field, name) in FIELDS {
+        let text = match node.pointer(field) {
+            None | Some(Value::Null) => Value::Null,
+            Some(Value::String(text)) if text.is_empty() => Value::Null,
+            Some(Value::String(text)) => text.as_str().into(),
+            Some(other) => other.to_string().into(),
+        };
+        found.insert(format!("{PREFIX}{name}"), text);
+    }
+    let interfaces = node.pointer("/spec/interfaces").filter(|list| !list.is_null());
+    found.insert(
+        format!("{PREFIX}Interfaces"),
+        interfaces.map_or(Value::Null, |list| list.to_string().into()),
+    );
+
+    let map = |field: &str| node.pointer(field).and_then(Value::as_object).cloned().unwrap_or_default();
+    let (mut labels, mut annotations) = (map("/metadata/labels"), map("/metadata/annotations"));
+    let kubernetes = annotations.remove(KUBERNETES_LABELS);
+    let kubernetes: BTreeMap<String, String> = kubernetes
+        .as_ref()
+        .and_then(Value::as_str)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    for (name, value) in &kubernetes {
+        if labels.remove(name).as_ref().and_then(Value::as_str) != Some(value) {
+            let reason = format!("is Kubernetes' own ({value}): change it there, with kubectl label node");
+            return Err(error(format!("metadata.labels[{name}]"), reason));
+        }
+    }
+    for (name, own) in [("labels", labels), ("annotations", annotations)] {
+        let text = (!own.is_empty()).then(|| Value::Object(own).to_string());
+        found.insert(format!("{PREFIX}{name}"), text.into());
+    }
+    Ok(found)
 }
 
 fn borrowed(map: &BTreeMap<String, String>) -> impl Iterator<Item = (Text<'_>, Text<'_>)> {

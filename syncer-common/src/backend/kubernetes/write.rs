@@ -171,6 +171,18 @@ pub(super) async fn create(api: &Api, key: &str, value: &[u8]) -> Result<Revisio
 }
 
 pub(super) async fn replace(api: &Api, key: &str, value: &[u8], expected: Revision) -> Result<Revision> {
+    let options = settings(api).await?;
+    if let Some(Located { resource, name, .. }) = conversion::locate(key, &options)
+        && resource.kind == "Node"
+    {
+        // Of Kubernetes' own object only what Calico keeps there is ours.
+        let annotations = conversion::node_annotations(value)
+            .map_err(|error| Error::Invalid { what: key.into(), reason: error.to_string() })?;
+        let metadata = json!({"resourceVersion": expected.to_string(), "annotations": annotations});
+        let path = format!("{}/status", url(&resource, "", &name));
+        let patch = json!({ "metadata": metadata });
+        return written(api, Method::PATCH, path, &patch, key, ("patch", &resource)).await;
+    }
     let Written { resource, namespace, name, mut object } = converted(api, key, value).await?;
     // The revision tells which object is meant, also from one of the same name before it.
     if let Some(metadata) = object["metadata"].as_object_mut() {
@@ -179,6 +191,46 @@ pub(super) async fn replace(api: &Api, key: &str, value: &[u8], expected: Revisi
     }
     let path = url(&resource, &namespace.unwrap_or_default(), &name);
     written(api, Method::PUT, path, &object, key, ("update", &resource)).await
+}
+
+/// The condition that keeps pods away from a node until it is false.
+pub(super) async fn set_network_available(api: &Api, node: &str) -> Result<()> {
+    const CONDITION: &str = "NetworkUnavailable";
+    let key = format!("/calico/resources/v3/projectcalico.org/nodes/{node}");
+    let options = settings(api).await?;
+    let located = conversion::locate(&key, &options).ok_or_else(|| Error::NotFound { key: key.clone() })?;
+    let resource = located.resource;
+    let path = url(&resource, "", node);
+    for attempt in 1.. {
+        let body = api.fetch(&Call::get(path.clone(), api.timing.request)).await;
+        let body = body.map_err(|failure| failure.into_error("get", &resource, 0))?;
+        let object: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let mut conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if conditions.iter().any(|condition| condition["type"] == CONDITION && condition["status"] == "False")
+        {
+            return Ok(());
+        }
+        conditions.retain(|condition| condition["type"] != CONDITION);
+        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+        conditions.push(json!({
+            "type": CONDITION,
+            "status": "False",
+            "reason": "BulrushIsUp",
+            "message": "felix has programmed this node",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }));
+        let revision = &object["metadata"]["resourceVersion"];
+        let patch = json!({"metadata": {"resourceVersion": revision}, "status": {"conditions": conditions}});
+        let written =
+            written(api, Method::PATCH, format!("{path}/status"), &patch, &key, ("patch", &resource)).await;
+        match written {
+            // The kubelet writes there too.
+            Err(Error::Conflict { .. }) if attempt < ATTEMPTS => {}
+            written => return written.map(drop),
+        }
+    }
+    unreachable!("the last attempt returns")
 }
 
 fn deletion(

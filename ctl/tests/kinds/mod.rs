@@ -2,7 +2,7 @@
 
 use syncer_common::apis::ApiKind;
 
-use super::Ctl;
+use crate::support::Ctl;
 
 /// (kind, namespace, name, spec, a patch of it, a part of the spec afterwards)
 type Case = (&'static str, &'static str, &'static str, &'static str, &'static str, &'static str);
