@@ -38,11 +38,13 @@ pub struct Options {
     pub backend: &'static str,
     /// Whether nodes run BIRD and confd.
     pub bgp: bool,
+    /// How many of the nodes, the last ones, are in the second subnet.
+    pub far: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { store: Store::Etcd, nodes: 3, backend: "nft", bgp: true }
+        Options { store: Store::Etcd, nodes: 3, backend: "nft", bgp: true, far: 0 }
     }
 }
 
@@ -57,7 +59,10 @@ pub struct Cluster {
 impl Cluster {
     /// Brings everything up and waits until every node is in sync.
     pub fn up(prefix: &str, options: Options) -> Result<Cluster> {
-        let lab = Lab::up(prefix, options.nodes)?;
+        let mut lab = Lab::up(prefix, options.nodes - options.far)?;
+        for _ in 0..options.far {
+            lab.add_node_in(1)?;
+        }
         let mut cluster = Cluster { processes: BTreeMap::new(), lab, options, bin: binaries()? };
         cluster.start_store()?;
         cluster.apply(&cluster_manifests())?;

@@ -74,6 +74,7 @@ pub fn manifests(nodes: usize) -> String {
             node: node.clone(),
             netns: String::new(),
             ip: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 245, 0, 0)) + number),
+            ip6: std::net::Ipv6Addr::UNSPECIFIED,
             interface: format!("cali{index:011x}"),
             labels: vec![("load".into(), "simulated".into())],
         };

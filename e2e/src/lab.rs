@@ -1,12 +1,12 @@
 //! A throw-away data centre of network namespaces.
 //!
 //! A bridge is the fabric; it also routes to an outside host and knows each node's block, as a top-of-rack
-//! switch would. A workload gets what a CNI plugin gives it: a veth pair whose host side is `cali` + 11 hex
+//! switch would. Nodes may be in two subnets, of both families, with the fabric as the router between. A workload gets what a CNI plugin gives it: a veth pair whose host side is `cali` + 11 hex
 //! digits of SHA-1(`namespace.pod`), one address, a link-local gateway. Nothing is attached to the root
 //! namespace, so no packet can leave the machine.
 
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -32,8 +32,11 @@ pub struct Node {
     pub name: String,
     pub netns: String,
     pub ip: Ipv4Addr,
+    pub ip6: Ipv6Addr,
     /// First address of the node's /26.
     pub block: Ipv4Addr,
+    /// First address of the node's /122.
+    pub block6: Ipv6Addr,
     pub workloads: Vec<Workload>,
 }
 
@@ -43,6 +46,7 @@ pub struct Workload {
     pub node: String,
     pub netns: String,
     pub ip: Ipv4Addr,
+    pub ip6: Ipv6Addr,
     pub interface: String,
     pub labels: Vec<(String, String)>,
 }
@@ -50,6 +54,10 @@ pub struct Workload {
 impl Node {
     pub fn cidr(&self) -> String {
         format!("{}/26", self.block)
+    }
+
+    pub fn cidr6(&self) -> String {
+        format!("{}/122", self.block6)
     }
 }
 
@@ -66,6 +74,7 @@ impl Lab {
         let (fabric, control, outside) = (lab.ns("fabric"), lab.ns("ctl"), lab.ns("ext"));
         ip(None, &format!("netns add {fabric}\nnetns add {control}\nnetns add {outside}\n"))?;
         sysctl(&fabric, "net.ipv4.ip_forward", "1")?;
+        sysctl(&fabric, "net.ipv6.conf.all.forwarding", "1")?;
         let [c1, c2] = CONTROL;
         ip(
             Some(&fabric),
@@ -74,7 +83,10 @@ impl Lab {
                  link add br0 type bridge mcast_snooping 0\nlink set br0 up\naddr add 172.30.0.1/16 dev br0\n\
                  link add ctl type veth peer name eth0 netns {control}\nlink set ctl master br0 up\n\
                  link add ext type veth peer name eth0 netns {outside}\nlink set ext up\n\
-                 addr add 198.51.100.1/24 dev ext\n"
+                 addr add 198.51.100.1/24 dev ext\n\
+                 addr add fd30::1/64 dev br0 nodad\n\
+                 link add br1 type bridge mcast_snooping 0\nlink set br1 up\naddr add 172.31.0.1/16 dev br1\n\
+                 addr add fd31::1/64 dev br1 nodad\n"
             ),
         )?;
         ip(
@@ -103,26 +115,36 @@ impl Lab {
 
     /// A node joins: a namespace on the fabric, with a folder of its own.
     pub fn add_node(&mut self) -> Result<&Node> {
+        self.add_node_in(0)
+    }
+
+    /// A node joins in the first (0) or second (1) subnet.
+    pub fn add_node_in(&mut self, subnet: u8) -> Result<&Node> {
         let i = u8::try_from(self.nodes.len() + 1).context("at most 200 nodes")?;
         let name = format!("n{i}");
         let netns = self.ns(&name);
-        let (addr, block) = (Ipv4Addr::new(172, 30, 0, 20 + i), block_of(i));
+        let (addr, block) = (Ipv4Addr::new(172, 30 + subnet, 0, 20 + i), block_of(i));
+        let addr6 = Ipv6Addr::new(0xfd30 + u16::from(subnet), 0, 0, 0, 0, 0, 0, 0x20 + u16::from(i));
+        let block6 = Ipv6Addr::new(0xfd65, 0, 0, 0, 0, 0, u16::from(i), 0);
+        let (router, router6) = (format!("172.{}.0.1", 30 + subnet), format!("fd3{subnet}::1"));
         ip(None, &format!("netns add {netns}\n"))?;
         ip(
             Some(&self.ns("fabric")),
             &format!(
-                "link add {name} type veth peer name eth0 netns {netns}\nlink set {name} master br0 up\n\
+                "link add {name} type veth peer name eth0 netns {netns}\nlink set {name} master br{subnet} up\n\
                  route add {block}/26 via {addr}\n"
             ),
         )?;
         ip(
             Some(&netns),
             &format!(
-                "link set lo up\nlink set eth0 up\naddr add {addr}/16 dev eth0\nroute add default via 172.30.0.1\n"
+                "link set lo up\nlink set eth0 up\naddr add {addr}/16 dev eth0\n\
+                 addr add {addr6}/64 dev eth0 nodad\nroute add default via {router}\n\
+                 route add default via {router6}\n"
             ),
         )?;
         std::fs::create_dir_all(self.dir.join(&name))?;
-        self.nodes.push(Node { name, netns, ip: addr, block, workloads: Vec::new() });
+        self.nodes.push(Node { name, netns, ip: addr, ip6: addr6, block, block6, workloads: Vec::new() });
         Ok(&self.nodes[self.nodes.len() - 1])
     }
 
@@ -143,6 +165,7 @@ impl Lab {
         let host = self.nodes.iter_mut().find(|n| n.name == node).context("no such node")?;
         let slot = u32::try_from(host.workloads.len() + 2)?;
         let address = Ipv4Addr::from(u32::from(host.block) + slot);
+        let address6 = Ipv6Addr::from(u128::from(host.block6) + u128::from(slot));
         let interface = interface_of("default", name);
         let netns = format!("{prefix}-w-{name}");
         ip(None, &format!("netns add {netns}\n"))?;
@@ -157,7 +180,8 @@ impl Lab {
             Some(&netns),
             &format!(
                 "link set lo up\nlink set eth0 up\naddr add {address}/32 dev eth0\n\
-                 route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0\n"
+                 route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0\n\
+                 addr add {address6}/128 dev eth0 nodad\nroute add default via fe80::ecee:eeff:feee:eeee dev eth0\n"
             ),
         )?;
         let workload = Workload {
@@ -165,6 +189,7 @@ impl Lab {
             node: node.into(),
             netns,
             ip: address,
+            ip6: address6,
             interface,
             labels: labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Workload};
 
 /// How long a probe waits for an answer. Dropped packets are silent, so every "no" costs this.
 const PATIENCE: Duration = Duration::from_millis(1000);
@@ -48,9 +48,26 @@ impl Lab {
     }
 
     fn asking(&self, from: &str, to: &str, via: Via) -> JoinHandle<Result<bool>> {
+        self.asking_address(from, self.locate(to).1, via)
+    }
+
+    fn asking_address(&self, from: &str, address: IpAddr, via: Via) -> JoinHandle<Result<bool>> {
         let (netns, _) = self.locate(from);
-        let (_, address) = self.locate(to);
         within(&netns.clone(), move || ask(&netns, address, via))
+    }
+
+    /// Whether every workload gets an answer from every other one, at this address of it; those that do not.
+    pub fn unreached(&self, of: impl Fn(&Workload) -> IpAddr, vias: &[Via]) -> Result<Vec<String>> {
+        let mut asked = Vec::new();
+        for (from, to) in self.workloads().flat_map(|from| self.workloads().map(move |to| (from, to))) {
+            for &via in vias.iter().filter(|_| from.name != to.name) {
+                let what = format!("{} -> {} {via:?}", from.name, of(to));
+                asked.push((what, self.asking_address(&from.name, of(to), via)));
+            }
+        }
+        let answers = asked.into_iter().map(|(what, thread)| Ok((what, join(thread)?)));
+        let answers: Vec<(String, bool)> = answers.collect::<Result<_>>()?;
+        Ok(answers.into_iter().filter(|(_, answered)| !answered).map(|(what, _)| what).collect())
     }
 
     /// Asks every pair at once.
@@ -86,7 +103,8 @@ fn ask_tcp(to: SocketAddr) -> Option<()> {
 }
 
 fn ask_udp(to: SocketAddr) -> Option<()> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(to).ok()?;
     socket.set_read_timeout(Some(PATIENCE)).ok()?;
     socket.send(b"?").ok()?;
@@ -97,8 +115,8 @@ fn ask_udp(to: SocketAddr) -> Option<()> {
 pub fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
     let mut threads = Vec::new();
     for port in tcp {
-        let listener = std::net::TcpListener::bind(("0.0.0.0", *port))
-            .with_context(|| format!("listen on tcp {port}"))?;
+        let listener =
+            std::net::TcpListener::bind(("::", *port)).with_context(|| format!("listen on tcp {port}"))?;
         threads.push(std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 std::thread::spawn(move || echo(stream));
@@ -106,7 +124,7 @@ pub fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
         }));
     }
     for port in udp {
-        let socket = UdpSocket::bind(("0.0.0.0", *port)).with_context(|| format!("listen on udp {port}"))?;
+        let socket = UdpSocket::bind(("::", *port)).with_context(|| format!("listen on udp {port}"))?;
         threads.push(std::thread::spawn(move || {
             let mut buffer = [0; 2048];
             while let Ok((n, from)) = socket.recv_from(&mut buffer) {

@@ -104,13 +104,16 @@ fn policies_decide(prefix: &str, options: Options) -> Result<()> {
 #[test]
 fn policies_decide_on_etcd_with_the_nft_backend() -> Result<()> {
     require!("etcd", "etcdctl", "bird", "iptables-nft", "ipset", "ping");
-    policies_decide("brpol1", Options { store: Store::Etcd, nodes: 2, backend: "nft", bgp: true })
+    policies_decide("brpol1", Options { store: Store::Etcd, nodes: 2, backend: "nft", ..Options::default() })
 }
 
 #[test]
 fn policies_decide_on_a_directory_with_the_legacy_backend() -> Result<()> {
     require!("bird", "iptables-legacy", "ipset", "ping");
-    policies_decide("brpol2", Options { store: Store::Directory, nodes: 2, backend: "legacy", bgp: true })
+    policies_decide(
+        "brpol2",
+        Options { store: Store::Directory, nodes: 2, backend: "legacy", ..Options::default() },
+    )
 }
 
 #[test]
