@@ -41,7 +41,9 @@ pub fn run(wanted: &Wanted) -> Result<String> {
         [] => (1..=wanted.nodes).map(|n| format!("{}{n}", wanted.node_prefix)).collect(),
         given => given.to_vec(),
     };
-    if let Some(bad) = nodes.iter().find(|node| node.is_empty() || node.contains('/')) {
+    // They become names of folders, and parts of URIs.
+    let bad = |node: &&String| matches!(node.as_str(), "" | "." | "..") || node.contains('/');
+    if let Some(bad) = nodes.iter().find(bad) {
         bail!("{bad:?} is no name of a node");
     }
     let authority = Authority::new("bulrush lab CA", wanted.valid)?;

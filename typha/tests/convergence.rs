@@ -16,6 +16,7 @@ use syncer_common::backend::Datastore;
 use syncer_common::backend::config::open;
 use syncer_common::testing::etcd::EtcdServer;
 use syncer_common::testing::require;
+use transport::{ClientTls, Expected, Files};
 
 const POOL: &str = "/calico/resources/v3/projectcalico.org/ippools/pool";
 
@@ -41,6 +42,8 @@ struct Ctl {
     program: std::path::PathBuf,
     etcd: String,
     typhas: Vec<String>,
+    /// More of the environment.
+    more: Vec<(&'static str, String)>,
 }
 
 impl Ctl {
@@ -53,7 +56,7 @@ impl Ctl {
             return None;
         }
         let typhas = typhas.iter().map(|typha| typha.server.to_string()).collect();
-        Some(Ctl { program, etcd: etcd.endpoint(), typhas })
+        Some(Ctl { program, etcd: etcd.endpoint(), typhas, more: Vec::new() })
     }
 
     async fn run(&self, arguments: &[&str]) -> Ended {
@@ -63,6 +66,7 @@ impl Ctl {
             .env("DATASTORE_TYPE", "etcdv3")
             .env("ETCD_ENDPOINTS", &self.etcd)
             .env("BULRUSH_TYPHA", self.typhas.join(","))
+            .envs(self.more.clone())
             .args(arguments)
             .stdin(Stdio::null());
         let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -177,4 +181,81 @@ async fn cluster_without_nodes_is_no_success() {
     let Some(ctl) = Ctl::new(&etcd, &[]) else { return };
     let ended = ctl.run(&["wait", "ippool/pool"]).await;
     assert!(ended.code == 1 && ended.err.contains("no Node objects"), "{} {}", ended.code, ended.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_a_lab_let_agents_in_and_operators_ask_and_nobody_else() {
+    let Some(etcd) = EtcdServer::start().await else { return };
+    let store = open(&etcd.config()).await.unwrap();
+    for name in ["node-1", "node-2"] {
+        add_node(&store, name).await;
+    }
+    store.create(POOL, resource("IPPool", "pool", r#"{"cidr":"10.65.0.0/16"}"#).into()).await.unwrap();
+    let Some(mut ctl) = Ctl::new(&etcd, &[]) else { return };
+    let lab = tempfile::tempdir().unwrap();
+    let path = |name: &str| lab.path().join("lab").join(name).display().to_string();
+    let made = ctl.run(&["certs", "--out", &path(""), "--nodes", "2"]).await;
+    assert_eq!(made.code, 0, "{}", made.err);
+    let (url, ca, cert, key) = (etcd.endpoint(), path("ca.crt"), path("typha.crt"), path("typha.key"));
+    let typha = Typha::start(&[
+        ("TYPHA_ETCDENDPOINTS", &url),
+        ("TYPHA_CAFILE", &ca),
+        ("TYPHA_SERVERCERTFILE", &cert),
+        ("TYPHA_SERVERKEYFILE", &key),
+        ("TYPHA_CLIENTCN", "typha-client"),
+        ("TYPHA_CLIENTNODEBINDING", "require"),
+    ]);
+    typha.ready().await;
+    let server = typha.server.to_string();
+    let agents = ["node-1", "node-2"].map(|node| {
+        let [cert, key] = ["crt", "key"].map(|suffix| path(&format!("{node}/felix.{suffix}")).into());
+        let files = Files { ca: path("ca.crt").into(), cert, key };
+        let expected = Expected { common_name: "typha-server".into(), uri_san: String::new() };
+        Agent::start_tls(
+            node,
+            std::slice::from_ref(&server),
+            "felix",
+            Some(ClientTls { files, server: expected }),
+        )
+    });
+    let _first = obedient(&agents[0]);
+    for agent in &agents {
+        eventually("a proven state", || agent.look().in_sync == 1).await;
+    }
+
+    let by = |who: &str, server: &'static str| {
+        vec![
+            ("BULRUSH_TYPHA", typha.server.to_string()),
+            ("BULRUSH_TYPHA_CA_FILE", path("ca.crt")),
+            ("BULRUSH_TYPHA_CERT_FILE", path(&format!("{who}.crt"))),
+            ("BULRUSH_TYPHA_KEY_FILE", path(&format!("{who}.key"))),
+            ("BULRUSH_TYPHA_CN", server.to_owned()),
+        ]
+    };
+    ctl.more = by("operator", "typha-server");
+    let status = ctl.run(&["status"]).await;
+    assert!(status.code == 0 && status.out.contains("2 expected, 2 live"), "{} {}", status.out, status.err);
+    let lagging = ctl.run(&["wait", "ippool/pool", "--timeout", "1"]).await;
+    assert!(lagging.code == 1 && lagging.out.contains("node-2"), "{} {}", lagging.out, lagging.err);
+    let _second = obedient(&agents[1]);
+    let reached = ctl.run(&["wait", "ippool/pool"]).await;
+    assert_eq!(reached.code, 0, "{} {}", reached.out, reached.err);
+
+    // Who is not let in, or does not trust the other end, cannot say anything: that is no success.
+    let plain = vec![("BULRUSH_TYPHA", server.clone())];
+    for (who, settings) in [
+        ("an agent", by("node-1/felix", "typha-server")),
+        ("one who expects another", by("operator", "another")),
+        ("one without TLS", plain),
+    ] {
+        ctl.more = settings;
+        for command in [&["status"][..], &["wait", "ippool/pool", "--timeout", "1"]] {
+            let refused = ctl.run(command).await;
+            assert_eq!(refused.code, 3, "{who}, {command:?}: {} {}", refused.out, refused.err);
+            assert!(refused.err.contains(&server), "{who}, {command:?}: {}", refused.err);
+        }
+    }
+    ctl.more = vec![("BULRUSH_TYPHA", server), ("BULRUSH_TYPHA_CA_FILE", ca)];
+    let half = ctl.run(&["status"]).await;
+    assert!(half.code == 1 && half.err.contains("--typha-cert"), "{} {}", half.code, half.err);
 }

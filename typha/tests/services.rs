@@ -4,6 +4,7 @@ mod harness;
 
 use std::time::Duration;
 
+use harness::proxy::Proxy;
 use harness::*;
 use proto::admin::admin_client::AdminClient;
 use proto::admin::{LoadRequest, StatusRequest, WaitRequest};
@@ -97,6 +98,34 @@ async fn message_that_is_too_large_or_no_message_ends_the_stream_with_the_reason
     let status = patiently(down.message()).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     assert!(agent.look().disconnected.is_empty());
+}
+
+#[tokio::test]
+async fn wire_that_is_dead_is_noticed_at_both_ends() {
+    let quick = (Duration::from_millis(200), Duration::from_millis(800));
+    let replica = Replica::listed(Options { keepalive: quick, ..options() }, 10, vec![set(1, "first")]);
+    let other = Replica::listed(options(), 10, vec![set(1, "first")]);
+    let proxy = Proxy::start(replica.address).await;
+    let quiet = Agent::start_on("quiet", &[replica.name()], "felix");
+    let cut_off = Agent::start_on("cut-off", &[proxy.name()], "felix");
+    for agent in [&quiet, &cut_off] {
+        agent.settle(&replica).await;
+    }
+    let mut admin = AdminClient::new(replica.channel().await);
+    let mut clients = async || admin.load(LoadRequest {}).await.unwrap().into_inner().clients;
+    assert_eq!(clients().await, 2);
+    // Nothing is lost on the wire but time: neither end is told of it.
+    proxy.stop(true);
+    eventually_async("the server to give the client up", async || clients().await == 1).await;
+    eventually("the client to give the server up", || {
+        cut_off.look().disconnected.iter().any(|reason| reason.contains("silent"))
+    })
+    .await;
+    assert!(quiet.look().disconnected.is_empty(), "it answers pings, and that is enough");
+    proxy.stop(false);
+    proxy.lead_to(other.address);
+    cut_off.settle(&other).await;
+    assert!(cut_off.look().spurious.is_empty());
 }
 
 #[tokio::test]

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use daemon::Backoff;
 use harness::process::Typha;
+use harness::raw::AsTheyAre;
 use harness::*;
 use prost::Message;
 use proto::sync::{
@@ -23,49 +24,19 @@ use syncer_common::model::Update;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder};
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Streaming};
 use typha::syncserver::Options;
 
 const STREAMS: usize = 500;
 /// Nothing but batches is longer.
 const SHORT: usize = 4 << 10;
 
-/// Takes messages as they are: a fleet on one machine has no time to read them.
-#[derive(Default)]
-struct AsTheyAre(tonic_prost::ProstCodec<ClientMessage, ServerMessage>);
-
-struct Undecoded;
-
-impl Decoder for Undecoded {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(source.copy_to_bytes(source.remaining())))
-    }
-}
-
-impl Codec for AsTheyAre {
-    type Encode = ClientMessage;
-    type Decode = Bytes;
-    type Encoder = <tonic_prost::ProstCodec<ClientMessage, ServerMessage> as Codec>::Encoder;
-    type Decoder = Undecoded;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        self.0.encoder()
-    }
-
-    fn decoder(&mut self) -> Undecoded {
-        Undecoded
-    }
-}
-
 struct Node {
     down: Streaming<Bytes>,
-    _up: mpsc::Sender<ClientMessage>,
+    _up: mpsc::Sender<Bytes>,
     bytes: usize,
 }
 
@@ -84,7 +55,8 @@ impl Node {
     async fn try_join(server: &str, n: usize, zstd: bool) -> Option<Node> {
         let (up, messages) = mpsc::channel(1);
         let hello = ClientHello { node: format!("node-{n}"), ..hello() };
-        up.send(ClientMessage { message: Some(client_message::Message::Hello(hello)) }).await.unwrap();
+        let hello = ClientMessage { message: Some(client_message::Message::Hello(hello)) };
+        up.send(hello.encode_to_vec().into()).await.unwrap();
         let endpoint = Endpoint::from_shared(format!("http://{server}")).unwrap();
         let channel = endpoint.initial_stream_window_size(1 << 20).connect().await.ok()?;
         let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(8 << 20);
@@ -94,7 +66,7 @@ impl Node {
         grpc.ready().await.ok()?;
         let path = PathAndQuery::from_static("/bulrush.sync.v1.Sync/Stream");
         let request = Request::new(ReceiverStream::new(messages));
-        let down = grpc.streaming(request, path, AsTheyAre::default()).await.ok()?.into_inner();
+        let down = grpc.streaming(request, path, AsTheyAre).await.ok()?.into_inner();
         Some(Node { down, _up: up, bytes: 0 })
     }
 

@@ -182,6 +182,22 @@ async fn agents_that_join_in_the_middle_of_churn_end_with_the_state() {
 }
 
 #[tokio::test]
+async fn ten_thousand_keys_half_of_them_deleted_while_agents_join_are_exact() {
+    let replica = Replica::listed(options(), 10, some(10_000));
+    let mut agents = Vec::new();
+    for n in 0..20 {
+        agents.push(Agent::start_on(&format!("node-{n}"), &[replica.name()], "felix"));
+        let part = (n * 500..(n + 1) * 500).filter(|key| key % 2 == 0);
+        replica.apply(11 + u64::from(n), part.map(unset).collect());
+    }
+    for agent in &agents {
+        agent.settle(&replica).await;
+        let account = agent.look();
+        assert_eq!((account.state.len(), account.spurious.len(), account.in_sync), (5_000, 0, 1));
+    }
+}
+
+#[tokio::test]
 async fn slow_agent_is_given_the_latest_values_and_holds_up_nobody() {
     let replica = Replica::listed(options(), 10, some(20));
     let slow = Agent::start_on("slow", &[replica.name()], "felix");
@@ -239,11 +255,7 @@ async fn stream_of_a_day_comes_again_and_is_told_nothing_twice() {
     replica.apply(11, vec![unset(1)]);
     agent.settle(&replica).await;
     let account = agent.look();
-    assert!(
-        account.disconnected.iter().all(|reason| reason.contains("renewal")),
-        "{:?}",
-        account.disconnected
-    );
+    assert!(account.disconnected.iter().all(|reason| reason.contains("renew")), "{:?}", account.disconnected);
     assert_eq!((account.updates, account.deletions, account.in_sync), (101, vec![key(1)], 1));
 }
 

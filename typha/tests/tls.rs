@@ -192,7 +192,7 @@ async fn streams_are_renewed_before_their_certificate_ends_and_not_without_a_new
     lab.issue("renewed", CLIENT, "spiffe://lab/fleet");
     eventually("a new connection", || renewed.look().connected.len() == 2).await;
     assert!(SystemTime::now() < end, "it had to be before the end");
-    assert!(renewed.look().disconnected[0].contains("renewal"), "{:?}", renewed.look().disconnected);
+    assert!(renewed.look().disconnected[0].contains("renew"), "{:?}", renewed.look().disconnected);
 
     let before = refused(&typha);
     eventually("the ended certificate to be refused", || SystemTime::now() > end && refused(&typha) > before)

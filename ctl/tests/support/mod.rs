@@ -1,5 +1,7 @@
 //! Runs the built program, as an operator would.
 
+#![allow(dead_code)] // each test binary uses its part
+
 use std::io::Write as _;
 use std::process::{Child, Command, Output, Stdio};
 

@@ -97,6 +97,11 @@ impl Cache {
         sums
     }
 
+    /// Bytes of all encoded entries: a snapshot that is not compressed.
+    pub fn state_bytes(&self) -> usize {
+        Kind::ALL.into_iter().map(|kind| self.bytes_of(kind)).sum()
+    }
+
     /// Bytes of the encoded entries of a kind.
     pub(super) fn bytes_of(&self, kind: Kind) -> usize {
         self.tree(kind).map_or(0, |tree| tree.bytes)

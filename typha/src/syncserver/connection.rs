@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -211,6 +212,7 @@ impl Connection {
         loop {
             if let Some(bytes) = self.queue.pop_front() {
                 self.context.metrics.sent_bytes.increment(bytes.len() as u64);
+                self.context.sent_bytes.fetch_add(bytes.len() as u64, Relaxed);
                 return Ok(Some(bytes));
             }
             match &mut self.phase {
@@ -644,7 +646,7 @@ impl Connection {
         if let Phase::Streaming(cursor) = &mut self.phase {
             cursor.going_away = true;
         }
-        self.go_away(sync::GoAway { reason: "renewal".to_owned(), ..Default::default() });
+        self.go_away(sync::GoAway { reason: "renew".to_owned(), ..Default::default() });
     }
 
     fn go_away(&mut self, go_away: sync::GoAway) {

@@ -28,6 +28,7 @@ mod registry;
 mod service;
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -56,8 +57,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Heartbeats carry the positions that moved within this time: five chances to hear of each.
 const POSITIONS: Duration = Duration::from_secs(10);
 /// Pings on quiet connections find peers that went without a word.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
 const STREAMS_PER_CONNECTION: u32 = 4;
 const FRAME_BYTES: u32 = 64 << 10;
 /// How long a drain gives each stream, up to a part of its time in all.
@@ -100,6 +100,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// How long a stream may last.
     pub renewal: Duration,
+    /// Pings: how often, and how long for an answer.
+    pub keepalive: (Duration, Duration),
 }
 
 impl Default for Options {
@@ -122,6 +124,7 @@ impl Default for Options {
             drain: Duration::from_secs(5),
             heartbeat: HEARTBEAT,
             renewal: RENEWAL,
+            keepalive: KEEPALIVE,
         }
     }
 }
@@ -139,6 +142,8 @@ struct Context {
     options: Options,
     registry: Registry,
     admission: Arc<Admission>,
+    /// Handed to streams since the start.
+    sent_bytes: AtomicU64,
     reports: Arc<Inbox>,
     heads: heads::Heads,
     peers: Peers,
@@ -225,6 +230,7 @@ impl Server {
             admission: Admission::new(options.snapshots),
             options,
             registry: Registry::default(),
+            sent_bytes: AtomicU64::new(0),
             reports: Arc::default(),
             heads: heads::Heads::default(),
             peers: Peers::default(),
@@ -277,8 +283,8 @@ impl Server {
         let (accepting, incoming) = accept.split();
         let stop_accepting = context.drain.clone();
         let serving = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .http2_keepalive_interval(Some(context.options.keepalive.0))
+            .http2_keepalive_timeout(Some(context.options.keepalive.1))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .max_frame_size(FRAME_BYTES)
             .add_service(sync)

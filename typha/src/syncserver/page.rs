@@ -2,6 +2,7 @@
 //! only.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum::Router;
 use axum::http::header;
@@ -51,8 +52,12 @@ fn status(context: &Context) -> Value {
         "revisions": sources,
         "position": cache.head(),
         "entries": entries,
+        "snapshotBytes": cache.state_bytes(),
+        "sentBytes": context.sent_bytes.load(Relaxed),
+        "snapshotsActive": context.admission.active(),
+        "snapshotsWaiting": context.admission.waiting(),
         "tombstones": cache.tombstones(),
-        "refused": context.intake.invalid.load(std::sync::atomic::Ordering::Relaxed),
+        "refused": context.intake.invalid.load(Relaxed),
         "replicas": context.peers.overview(),
         "clients": clients,
     })

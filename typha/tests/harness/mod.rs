@@ -7,6 +7,7 @@
 pub mod namespace;
 pub mod process;
 pub mod proxy;
+pub mod raw;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -100,7 +101,8 @@ impl Replica {
 
     /// The same with sources of these names.
     pub fn start_of(options: Options, sources: &[&str]) -> Replica {
-        let epoch = format!("epoch-{:010}", EPOCH.fetch_add(1, Ordering::Relaxed));
+        // As long as a real one, and never that of another run.
+        let epoch = format!("{:08x}{:08x}", std::process::id(), EPOCH.fetch_add(1, Ordering::Relaxed));
         let mut cache = Cache::new(epoch, "");
         cache.follow(sources.iter().copied());
         let cache = Shared::new(cache);
