@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // equal bytes (digests and no-op suppression depend on it).
     config.bytes(["."]).btree_map(["."]);
     config.enable_type_names();
+    // It is written by hand, without the value.
+    config.skip_debug(["bulrush.sync.v1.Secret"]);
 
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()

@@ -45,6 +45,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let software = concat!("bulrush-confd ", env!("CARGO_PKG_VERSION"));
     let mut client = ClientConfig::new(config.typhas, config.local.node.clone(), "confd", software);
     (client.tls, client.zone) = (config.typha_tls, config.typha_zone);
+    client.secrets = true;
     let agent = Agent::new(config.local, outputs, acks_out, ConfdMetrics::new(), reporter)
         .reporting(client.reports.clone());
 

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use base64::Engine;
 use serde_json::Value as Json;
+use syncer_common::kubernetes::{SecretTexts, secret_texts};
 use syncer_common::manifests::{self, ManifestError, load_updates, objects};
 use syncer_common::model::{Key, ResourceKey, Update};
 use syncer_common::processors::Processors;
@@ -70,17 +70,12 @@ impl Manifests {
     }
 
     fn secret(&mut self, name: &str, object: &Json) {
-        for (key, value) in object["data"].as_object().into_iter().flatten() {
-            let encoded = value.as_str().unwrap_or_default();
-            let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).ok();
-            match decoded.and_then(|bytes| String::from_utf8(bytes).ok()) {
-                Some(text) => self.secrets.insert(name, key, text),
-                None => self.problems.push(format!("Secret {name}: data.{key}: not base64 of a text")),
-            }
+        let SecretTexts { texts, unusable } = secret_texts(object);
+        for (key, text) in texts {
+            self.secrets.insert(name, &key, text);
         }
-        for (key, value) in object["stringData"].as_object().into_iter().flatten() {
-            self.secrets.insert(name, key, value.as_str().unwrap_or_default().to_owned());
-        }
+        let problem = |key| format!("Secret {name}: data.{key}: not base64 of a text");
+        self.problems.extend(unusable.into_iter().map(problem));
     }
 }
 

@@ -4,76 +4,15 @@
 
 mod support;
 
-use std::time::Duration;
-
-use confd::agent::{Agent, Outputs};
+use confd::agent::Outputs;
 use confd::bird::program::Programmer;
 use confd::bird::write::ConfigFile;
-use confd::metrics::ConfdMetrics;
-use daemon::{CancellationToken, Health};
 use syncer_common::model::{Update, values};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use typha_client::{ClientEvent, CutId};
+use typha_client::{ClientEvent, Secret};
 
+use support::agent::{REPAIR, cut, start, start_with};
 use support::lab::{Lab, LabNode, bird, eventually, run, skip};
 use support::*;
-
-/// What the operator is promised for a lost reload.
-const REPAIR: Duration = Duration::from_secs(5);
-
-struct Running {
-    events: mpsc::Sender<ClientEvent>,
-    acks: watch::Receiver<Option<CutId>>,
-    health: Health,
-    cancel: CancellationToken,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-fn start(node: &LabNode) -> Running {
-    start_with(node.outputs())
-}
-
-fn start_with(outputs: Outputs) -> Running {
-    let (events, inbox) = mpsc::channel(8);
-    let (acks_out, acks) = watch::channel(None);
-    let (health, cancel) = (Health::new(), CancellationToken::new());
-    let reporter = health.register("bird", None);
-    let agent = Agent::new(local("n1"), outputs, acks_out, ConfdMetrics::new(), reporter);
-    let task = tokio::spawn(agent.run(inbox, cancel.clone()));
-    Running { events, acks, health, cancel, task }
-}
-
-fn cut(seq: u64) -> CutId {
-    CutId { epoch: "e".into(), seq }
-}
-
-impl Running {
-    async fn send(&self, events: impl IntoIterator<Item = ClientEvent>) {
-        for event in events {
-            self.events.send(event).await.unwrap();
-        }
-    }
-
-    /// Everything sent has been taken out of the channel.
-    async fn taken(&self) {
-        eventually("events are taken", REPAIR, async || {
-            if self.events.capacity() == self.events.max_capacity() { Ok(()) } else { Err("not yet".into()) }
-        })
-        .await;
-    }
-
-    async fn acknowledged(&mut self, seq: u64) {
-        let wanted = Some(cut(seq));
-        let wait = self.acks.wait_for(|ack| *ack == wanted);
-        tokio::time::timeout(REPAIR, wait).await.unwrap_or_else(|_| panic!("no ack of {seq}")).unwrap();
-    }
-
-    async fn stop(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-}
 
 fn cluster() -> Vec<Update> {
     vec![
@@ -99,7 +38,12 @@ async fn nothing_is_written_before_the_first_proven_state() {
     }
     let lab = Lab::up();
     let agent = start(&lab.nodes[0]);
-    agent.send([ClientEvent::Connected { server: "t".into() }, ClientEvent::Updates(cluster())]).await;
+    agent
+        .send([
+            ClientEvent::Connected { server: "t".into(), secrets: false },
+            ClientEvent::Updates(cluster()),
+        ])
+        .await;
     agent.send([ClientEvent::Cut(cut(1))]).await;
     agent.taken().await;
     agent.send([ClientEvent::Disconnected { reason: "test".into() }]).await;
@@ -141,7 +85,9 @@ async fn cuts_are_acknowledged_when_bird_runs_them_and_a_lost_server_changes_not
     let before = file(&lab.nodes[0]);
     agent.send([ClientEvent::Disconnected { reason: "both typhas are down".into() }]).await;
     agent.taken().await;
-    agent.send([ClientEvent::Connected { server: "t2".into() }, ClientEvent::Cut(cut(4))]).await;
+    agent
+        .send([ClientEvent::Connected { server: "t2".into(), secrets: false }, ClientEvent::Cut(cut(4))])
+        .await;
     agent.acknowledged(4).await;
     assert_eq!(file(&lab.nodes[0]), before);
 
@@ -246,6 +192,49 @@ async fn a_peering_comes_with_its_mounted_password_and_goes_with_it() {
     std::fs::write(secret.join("rack"), "hunter2").unwrap();
     file_has(node, "password \"hunter2\";").await;
     std::fs::remove_dir_all(&secret).unwrap();
+    eventually("the peering goes", REPAIR, async || {
+        if file(node).contains("10.9.0.1") { Err(file(node)) } else { Ok(()) }
+    })
+    .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn passwords_that_typha_promises_are_waited_for_and_change_with_the_secret() {
+    if skip() {
+        return;
+    }
+    let mut lab = Lab::up();
+    lab.nodes[0].start_bird();
+    let node = &lab.nodes[0];
+    let mut agent = start(node);
+    let mut updates = cluster();
+    updates.push(peer("rack", |peer| {
+        peer.peer_ip = "10.9.0.1".into();
+        peer.as_number = 65001;
+        peer.password = Some(values::SecretKeyRef { name: "bgp".into(), key: "rack".into() });
+    }));
+    let secret = |value: &str| {
+        let secret = Secret { name: "bgp".into(), key: "rack".into(), value: value.into() };
+        ClientEvent::Secrets(vec![secret])
+    };
+    agent.send([ClientEvent::Connected { server: "t".into(), secrets: true }]).await;
+    agent.send([ClientEvent::Updates(updates), ClientEvent::InSync, ClientEvent::Cut(cut(1))]).await;
+    agent.taken().await;
+    assert!(!file(node).contains("10.9.0.1"), "without its password");
+    assert!(!file(node).contains("Mesh"), "without any, a peering that is up would go down");
+    agent.send([secret("hunter2")]).await;
+    agent.acknowledged(1).await;
+    assert!(file(node).contains("password \"hunter2\";"));
+    agent.send([secret("hunter3")]).await;
+    file_has(node, "password \"hunter3\";").await;
+    // A server that may not send any takes none away, a deleted Secret does.
+    agent
+        .send([ClientEvent::Connected { server: "t2".into(), secrets: false }, ClientEvent::Cut(cut(2))])
+        .await;
+    agent.acknowledged(2).await;
+    assert!(file(node).contains("password \"hunter3\";"));
+    agent.send([ClientEvent::Secrets(Vec::new())]).await;
     eventually("the peering goes", REPAIR, async || {
         if file(node).contains("10.9.0.1") { Err(file(node)) } else { Ok(()) }
     })

@@ -86,7 +86,7 @@ impl Calculation {
 
     pub fn on_event(&mut self, event: ClientEvent, reporter: &Reporter) {
         match event {
-            ClientEvent::Connected { server } => {
+            ClientEvent::Connected { server, .. } => {
                 tracing::info!(server, "connected");
                 metrics::resync_state(if self.in_sync { 3 } else { 2 });
                 if !self.in_sync {
@@ -101,7 +101,7 @@ impl Calculation {
             }
             ClientEvent::Updates(updates) => self.on_updates(updates),
             // Never asked for.
-            ClientEvent::Raw(_) => {}
+            ClientEvent::Raw(_) | ClientEvent::Secrets(_) => {}
             ClientEvent::InSync => {
                 tracing::info!("in sync");
                 self.in_sync = true;

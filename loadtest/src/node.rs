@@ -205,7 +205,7 @@ impl Node {
                 self.disconnects += 1;
             }
             ClientEvent::Connected { .. } => self.connected = true,
-            ClientEvent::Cut(_) => {}
+            ClientEvent::Cut(_) | ClientEvent::Secrets(_) => {}
         }
     }
 

@@ -30,6 +30,7 @@ pub mod bulrush {
 pub use bulrush::{admin::v1 as admin, model::v1 as model, sync::v1 as sync};
 
 mod position;
+mod secret;
 
 pub use position::Position;
 

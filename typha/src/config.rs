@@ -58,6 +58,11 @@ pub const SPECS: &[Spec] = &[
     ),
     spec("Directory", "", "Folder of manifests, for DatastoreType directory"),
     spec(
+        "SecretNamespace",
+        "kube-system",
+        "Namespace of the Secrets that BGPPeers and the BGPConfiguration name",
+    ),
+    spec(
         "AcceptHistory",
         "",
         "History id of a restored datastore whose deletions are to be believed (see the log)",
@@ -130,6 +135,8 @@ pub const SPECS: &[Spec] = &[
 #[derive(Clone)]
 pub struct Config {
     pub store: StoreConfig,
+    /// Where BGP passwords are.
+    pub secret_namespace: String,
     pub use_pod_cidr: bool,
     /// A history whose deletions the operator believes after a fork; empty = none.
     pub accept_history: String,
@@ -156,6 +163,7 @@ impl Config {
         };
         let format: String = settings.get("LogFormat")?;
         Ok(Config {
+            secret_namespace: settings.get("SecretNamespace")?,
             store: store(settings)?,
             use_pod_cidr: settings.get("UsePodCIDR")?,
             accept_history: settings.get("AcceptHistory")?,

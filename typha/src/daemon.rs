@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pipeline::{Intake, Pipeline};
 use crate::reports::{self, Inbox};
+use crate::secrets::{self, Secrets};
 use crate::snapcache::{Cache, Shared};
 use crate::syncserver::Server;
 
@@ -81,8 +82,12 @@ pub async fn run(config: Config, reload: Reload) -> anyhow::Result<()> {
     tasks.spawn("http", http.run(stopped.clone()));
     let reports =
         Reports { inbox: server.reports(), per_second: config.status_writes, metrics: metrics.clone() };
-    let pipeline = Pipeline::new(cache.clone(), intake, metrics).use_pod_cidr(config.use_pod_cidr);
-    tasks.spawn("datastore", follow(config.store, pipeline, reports, stopped.clone()));
+    let secrets = server.secrets();
+    let pipeline = Pipeline::new(cache.clone(), intake, metrics)
+        .use_pod_cidr(config.use_pod_cidr)
+        .secrets(secrets.clone());
+    let passwords = Passwords { secrets, namespace: config.secret_namespace };
+    tasks.spawn("datastore", follow(config.store, pipeline, reports, passwords, stopped.clone()));
     tasks.spawn("readiness", report(cache, reporter, stopped.clone()));
     tasks.spawn("server", async move {
         let served = server.run(cancel).await;
@@ -101,11 +106,18 @@ struct Reports {
     metrics: Metrics,
 }
 
+/// The passwords that objects name, and where their Secrets are.
+struct Passwords {
+    secrets: Arc<Secrets>,
+    namespace: String,
+}
+
 /// Opens the datastore, feeds the pipeline from it, and writes to it what agents report.
 async fn follow(
     config: StoreConfig,
     mut pipeline: Pipeline,
     reports: Reports,
+    passwords: Passwords,
     stopped: CancellationToken,
 ) -> anyhow::Result<()> {
     let store = tokio::select! {
@@ -129,6 +141,7 @@ async fn follow(
         _ = async { tokio::join!(syncer::run(sources, sender, asks, stopped), pipeline.run(receiver)) } => {}
         () = writing => {}
         () = count(&*store) => {}
+        () = secrets::read(passwords.secrets, store.clone(), passwords.namespace) => {}
     }
     Ok(())
 }

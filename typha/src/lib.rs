@@ -14,5 +14,6 @@ pub mod daemon;
 pub mod metrics;
 pub mod pipeline;
 pub mod reports;
+pub mod secrets;
 pub mod snapcache;
 pub mod syncserver;

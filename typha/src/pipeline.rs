@@ -21,6 +21,7 @@ use syncer_common::syncer::SyncEvent;
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
+use crate::secrets::Secrets;
 use crate::snapcache::{Applied, Shared, event_hash};
 
 /// What operators are told of the datastore's state.
@@ -35,6 +36,7 @@ pub struct Pipeline {
     intake: Arc<Intake>,
     metrics: Metrics,
     processors: Processors,
+    secrets: Arc<Secrets>,
     sources: Vec<Source>,
     /// What was last reported of a key, so that it is reported once.
     reported: HashMap<String, String>,
@@ -54,6 +56,7 @@ impl Pipeline {
             intake,
             metrics,
             processors: Processors::new(),
+            secrets: Arc::default(),
             sources: Vec::new(),
             reported: HashMap::new(),
         }
@@ -62,6 +65,12 @@ impl Pipeline {
     /// Blocks come from the nodes' pod CIDRs instead of Calico's IPAM.
     pub fn use_pod_cidr(mut self, use_pod_cidr: bool) -> Self {
         self.processors = self.processors.use_pod_cidr(use_pod_cidr);
+        self
+    }
+
+    /// Who learns which nodes use which passwords.
+    pub fn secrets(mut self, secrets: Arc<Secrets>) -> Self {
+        self.secrets = secrets;
         self
     }
 
@@ -146,6 +155,7 @@ impl Pipeline {
         for gone in before.into_keys() {
             self.delete(&gone, &mut updates);
         }
+        self.secrets.observe(&updates);
         let count = objects.len();
         self.sources[source].objects = objects;
         let applied = self.cache.update(|cache| cache.apply_listing(source, listing.revision, updates, now));
@@ -189,6 +199,7 @@ impl Pipeline {
                     }
                 }
             }
+            self.secrets.observe(&updates);
             let applied = self.cache.update(|cache| cache.apply_revision(source, at, updates, witness, now));
             tracing::debug!(
                 revision = at,

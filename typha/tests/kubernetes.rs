@@ -10,12 +10,42 @@ use harness::*;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
+use syncer_common::backend::config::{KubernetesConfig, StoreConfig, open};
 use syncer_common::kubernetes::ApiGroup;
 use syncer_common::model::{Key, Value};
 use syncer_common::testing::kubernetes::KubeServer;
 
 const CALICO: &str = include_str!("manifests/calico.yaml");
 const KUBERNETES: &str = include_str!("manifests/kubernetes.yaml");
+
+const SECRETS: &str = "
+apiVersion: v1
+kind: Secret
+metadata: {name: bgp-passwords, namespace: bulrush-system}
+stringData: {rack: hunter2}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: other, namespace: bulrush-system}
+stringData: {rack: hunter3}
+";
+/// As `deploy/kustomize/base/rbac.yaml` advises.
+const PASSWORDS_ROLE: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: bulrush-bgp-passwords, namespace: bulrush-system}
+rules:
+  - apiGroups: ['']
+    resources: [secrets]
+    resourceNames: [bgp-passwords]
+    verbs: [get]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: bulrush-bgp-passwords, namespace: bulrush-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: bulrush-bgp-passwords}
+subjects: [{kind: ServiceAccount, name: bulrush-typha, namespace: bulrush-system}]
+";
 
 fn labels(agent: &Agent, pod: &str) -> Option<Vec<(String, String)>> {
     agent.look().state.iter().find_map(|(key, value)| match (key, value) {
@@ -103,4 +133,17 @@ async fn agents_keep_what_they_hold_and_follow_the_cluster() {
     let account = agent.look();
     assert_eq!((account.deletions.len(), account.in_sync), (1, 1));
     assert!(account.spurious.is_empty(), "{:?}", account.spurious);
+
+    // Typha's account reads no Secret but those that it is allowed to read by name.
+    server.apply(SECRETS).await;
+    let config = KubernetesConfig { kubeconfig: Some(kubeconfig.into()), ..Default::default() };
+    let store = open(&StoreConfig::Kubernetes(config)).await.unwrap();
+    let secret = async |name: &str| store.secret("bulrush-system", name).await;
+    assert!(secret("bgp-passwords").await.unwrap_err().to_string().contains("forbidden"));
+    server.apply(PASSWORDS_ROLE).await;
+    eventually_async("the role to be in force", async || secret("bgp-passwords").await.is_ok()).await;
+    let texts = secret("bgp-passwords").await.unwrap().unwrap();
+    assert_eq!(texts.get("rack").map(String::as_str), Some("hunter2"));
+    let refused = secret("other").await.unwrap_err().to_string();
+    assert!(refused.contains("forbidden"), "{refused}");
 }

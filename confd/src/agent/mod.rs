@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use typha_client::{ClientEvent, CutId, Reports};
 
-use crate::bgp::{BgpModel, LocalSettings, Model, Problem};
+use crate::bgp::{BgpModel, LocalSettings, Model, Problem, Secrets};
 use crate::bird::program::{ProgramError, Programmer, Supervision};
 use crate::bird::sessions::{Change, Session};
 use crate::bird::watch::{Trouble, Watch};
@@ -39,6 +39,8 @@ use readiness::unready;
 const SUPERVISE_EVERY: Duration = Duration::from_secs(2);
 /// How long changes wait for a cut.
 const CUT_WAIT: Duration = Duration::from_millis(500);
+/// How long passwords that typha has promised are waited for.
+const SECRETS_WAIT: Duration = Duration::from_secs(10);
 
 /// So many objects that BIRD refuses are left out, one after the other, before the agent gives up until the next change.
 const MAX_REFUSED: usize = 16;
@@ -64,6 +66,10 @@ pub struct Agent {
     model: Model,
     intake: Intake,
     in_sync: bool,
+    /// Passwords as typha sent them; nothing: it has sent none yet.
+    sent: Option<Secrets>,
+    /// Until then they are waited for: without them, peerings that are up would be taken down.
+    secrets_until: Option<Instant>,
     /// The model differs from what was last rendered.
     changed: bool,
     /// The last cut, until it is acknowledged.
@@ -101,6 +107,8 @@ impl Agent {
             model: Model::default(),
             intake: Intake::default(),
             in_sync: false,
+            sent: None,
+            secrets_until: None,
             changed: false,
             cut: None,
             computed: None,
@@ -130,7 +138,7 @@ impl Agent {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut overdue = std::pin::pin!(tokio::time::sleep(CUT_WAIT));
         loop {
-            let waiting = self.in_sync && self.changed;
+            let waiting = self.is_complete() && self.changed;
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 event = events.recv() => {
@@ -162,7 +170,10 @@ impl Agent {
     /// Takes an event in; `true` when it is time to program.
     fn on_event(&mut self, event: ClientEvent) -> bool {
         match event {
-            ClientEvent::Connected { server } => tracing::info!(server, "connected to typha"),
+            ClientEvent::Connected { server, secrets } => {
+                tracing::info!(server, secrets, "connected to typha");
+                self.secrets_until = (secrets && self.sent.is_none()).then(|| Instant::now() + SECRETS_WAIT);
+            }
             ClientEvent::Disconnected { reason } => {
                 tracing::warn!(reason, "connection to typha lost, everything stays as it is");
             }
@@ -172,6 +183,14 @@ impl Agent {
             }
             // Never asked for.
             ClientEvent::Raw(_) => {}
+            ClientEvent::Secrets(all) => {
+                let mut secrets = Secrets::default();
+                all.into_iter().for_each(|secret| secrets.insert(&secret.name, &secret.key, secret.value));
+                self.sent = Some(secrets);
+                self.secrets_until = None;
+                self.read_local();
+                return self.is_complete() && self.changed;
+            }
             ClientEvent::InSync => {
                 tracing::info!("in sync");
                 self.in_sync = true;
@@ -181,16 +200,21 @@ impl Agent {
             ClientEvent::Cut(cut) => {
                 self.changed |= self.intake.cut(&mut self.model);
                 self.cut = Some(cut);
-                return self.in_sync;
+                return self.is_complete();
             }
         }
         false
     }
 
+    /// What a configuration is made from has arrived.
+    fn is_complete(&self) -> bool {
+        self.in_sync && self.secrets_until.is_none_or(|until| Instant::now() >= until)
+    }
+
     /// Sees what changed on the node itself, and to BIRD.
     async fn look(&mut self) {
         self.read_local();
-        if self.in_sync && self.changed && self.cut.is_none() {
+        if self.is_complete() && self.changed && self.cut.is_none() {
             self.program().await;
         } else {
             self.supervise().await;
@@ -199,7 +223,10 @@ impl Agent {
 
     fn read_local(&mut self) {
         let state = self.outputs.local_files.read();
-        self.changed |= self.model.set_secrets(state.secrets);
+        // Passwords that are mounted win: whoever mounts one means this node.
+        let mut secrets = self.sent.clone().unwrap_or_default();
+        secrets.extend(state.secrets);
+        self.changed |= self.model.set_secrets(secrets);
         self.changed |= self.model.set_workloads(state.workloads);
         self.changed |= self.local_problems != state.problems;
         self.local_problems = state.problems;

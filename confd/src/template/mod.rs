@@ -136,7 +136,9 @@ impl Templates {
                 self.cut = Some(cut);
                 self.in_sync
             }
-            ClientEvent::Connected { server } => {
+            // Not asked for: no template sees a password.
+            ClientEvent::Secrets(_) => false,
+            ClientEvent::Connected { server, .. } => {
                 tracing::info!(server, "connected to typha");
                 false
             }

@@ -1,6 +1,7 @@
 //! Builders for the objects of a small cluster.
 #![allow(dead_code)]
 
+pub mod agent;
 pub mod cases;
 pub mod lab;
 

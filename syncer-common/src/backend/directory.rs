@@ -11,7 +11,7 @@
 //! No task runs in the background. All file access is blocking and runs on the blocking pool; the mutex is
 //! held there only.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -196,6 +196,17 @@ impl Source for DirectoryStore {
 impl Datastore for DirectoryStore {
     fn sources(self: Arc<Self>) -> Vec<Arc<dyn Source>> {
         vec![self]
+    }
+
+    /// Of the manifests in the folder: Secrets have no key, and no revision counts their changes.
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>> {
+        let root = self.shared.root.clone();
+        let wanted = (namespace.to_owned(), name.to_owned());
+        let search = tokio::task::spawn_blocking(move || folder::secret(&root, &wanted.0, &wanted.1));
+        search.await.map_err(|error| Error::Unavailable {
+            what: "reading the folder of manifests".into(),
+            reason: error.to_string(),
+        })
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {

@@ -13,7 +13,7 @@
 //! Particular to this datastore: `create_revision` is 0, because Kubernetes does not keep it; revisions of
 //! different kinds can not be compared; and only paths that stand for some kind of object can be stored.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,7 +35,7 @@ mod object;
 mod watch;
 mod write;
 
-use api::Api;
+use api::{Api, Call};
 use failure::full_name;
 use kind::{Kind, KindSource};
 
@@ -154,6 +154,9 @@ fn is_calico(resource: &ApiResource) -> bool {
 const NAMESPACES: ApiResource =
     ApiResource { group: "", version: "v1", plural: "namespaces", kind: "Namespace", namespaced: false };
 
+const SECRETS: ApiResource =
+    ApiResource { group: "", version: "v1", plural: "secrets", kind: "Secret", namespaced: true };
+
 /// For errors about finding out which groups are served.
 const GROUPS: ApiResource =
     ApiResource { group: "", version: "", plural: "API groups", kind: "APIGroupList", namespaced: false };
@@ -178,6 +181,15 @@ impl Datastore for KubernetesStore {
         let Counters { events, skipped, findings, vanished } = &*self.counters;
         let all = [("event", events), ("skipped", skipped), ("finding", findings), ("vanished", vanished)];
         all.map(|(name, counter)| (name, counter.load(Ordering::Relaxed))).to_vec()
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>> {
+        let path = format!("{}/{}", collection(&SECRETS, namespace), kind::escaped(name));
+        match self.api.read(&Call::get(path, self.api.timing.request)).await {
+            Ok(object) => Ok(Some(conversion::secret_texts(&object).texts)),
+            Err(failure) if failure.missing() => Ok(None),
+            Err(failure) => Err(failure.into_error("get", &SECRETS, 0)),
+        }
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {

@@ -7,6 +7,7 @@
 //! and compare-and-swap writes of single objects. One conformance suite (`tests/backend.rs`) runs on every
 //! implementation.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -155,6 +156,11 @@ pub trait Datastore: Send + Sync + 'static {
     /// What its client has counted since it was opened, by name.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
+    }
+
+    /// The texts in a Secret of Kubernetes; nothing where there is no such Secret. Calico keeps none in etcd.
+    async fn secret(&self, _namespace: &str, _name: &str) -> Result<Option<BTreeMap<String, String>>> {
+        Ok(None)
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>>;

@@ -26,6 +26,7 @@ mod qos;
 mod quantity;
 mod raw;
 mod resources;
+mod secret;
 mod uid;
 
 use crate::apis::{ApiKind, FieldError};
@@ -36,6 +37,7 @@ pub use ipam::{affinity_name, block_name, handle_name, host_hash};
 pub use network_policy::{Spec as NetworkPolicySpec, convert as convert_network_policy};
 pub use pod::{endpoint_name, interface_name};
 pub use policy::PolicySpec;
+pub use secret::{SecretTexts, secret_texts};
 pub use uid::twin as twin_uid;
 
 use resources::Form;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::sync::Secret;
 use syncer_common::model::{Kind, Update};
 use transport::ClientTls;
 
@@ -24,6 +25,8 @@ pub struct ClientConfig {
     pub software: String,
     /// Kinds wanted; empty = what the agent's name stands for.
     pub kinds: Vec<Kind>,
+    /// The passwords of the node's BGP sessions are wanted.
+    pub secrets: bool,
     /// Silence after which a server is given up (it sends a heartbeat every 2 s).
     pub read_timeout: Duration,
     /// For a TCP connection, and for the server's hello.
@@ -51,6 +54,7 @@ impl ClientConfig {
             agent,
             software: software.into(),
             kinds: Vec::new(),
+            secrets: false,
             read_timeout: Duration::from_secs(6),
             connect_timeout: Duration::from_secs(5),
             backoff: (Duration::from_millis(100), Duration::from_secs(5)),
@@ -72,13 +76,16 @@ pub struct CutId {
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientEvent {
     /// A stream is up; nothing is withdrawn, and nothing is proven yet.
-    Connected { server: String },
+    /// `secrets`: those of the node will be sent.
+    Connected { server: String, secrets: bool },
     /// The stream is down; everything delivered stays in force.
     Disconnected { reason: String },
     /// Changes, never empty. Between cuts they are not a consistent state, so program at cuts.
     Updates(Vec<Update>),
     /// The same, where `ClientConfig::raw` asked for it.
     Raw(Vec<RawUpdate>),
+    /// The passwords of the node's BGP sessions, all of them; not part of any cut.
+    Secrets(Vec<Secret>),
     /// The first proven state is complete: sent once, before that state's `Cut`.
     InSync,
     /// Everything delivered so far is one consistent state.

@@ -28,7 +28,7 @@ mod wire;
 
 pub use client::run;
 pub use config::{ClientConfig, ClientEvent, CutId};
-pub use proto::sync::BgpSession;
+pub use proto::sync::{BgpSession, Secret};
 pub use raw::{Names, RawUpdate};
 pub use reports::Reports;
 pub use transport::ClientTls;

@@ -24,6 +24,8 @@ use crate::{ClientConfig, ClientEvent, CutId};
 
 /// Feature: content digests.
 const DIGEST: &str = "digest";
+/// Feature: the passwords of the node's BGP sessions.
+const SECRETS: &str = "secrets";
 const METHOD: &str = "/bulrush.sync.v1.Sync/Stream";
 /// Window and frame size that clients ask for, and the largest message that they take [G].
 const WINDOW_BYTES: u32 = 1 << 20;
@@ -192,7 +194,11 @@ impl Agent {
             node: self.config.node.clone(),
             agent: self.config.agent.to_owned(),
             software: self.config.software.clone(),
-            features: vec![DIGEST.to_owned()],
+            features: [Some(DIGEST), self.config.secrets.then_some(SECRETS)]
+                .into_iter()
+                .flatten()
+                .map(str::to_owned)
+                .collect(),
             scope: sync::Scope::All as i32,
             resume: self.held.token(),
             session: Some(sync::Session { boot_id: self.boot_id.clone(), counter: self.counter }),
@@ -230,7 +236,8 @@ impl Stream<'_> {
         course.connected = true;
         self.agent.metrics.connections.increment(1);
         self.agent.metrics.connected.set(1.0);
-        self.tell(ClientEvent::Connected { server: self.server.clone() }).await
+        let secrets = hello.features.iter().any(|feature| feature == SECRETS);
+        self.tell(ClientEvent::Connected { server: self.server.clone(), secrets }).await
     }
 
     /// One message of the server, or one of ours.
@@ -302,6 +309,9 @@ impl Stream<'_> {
         if let Some(batch) = message.batch {
             let news = self.agent.held.on_entries(batch.entries);
             self.deliver(news).await?;
+        }
+        if let Some(secrets) = message.secrets {
+            self.tell(ClientEvent::Secrets(secrets.secrets)).await?;
         }
         if let Some(request) = message.digest {
             for answer in self.agent.held.on_digest(&request) {

@@ -2,7 +2,9 @@
 //! stays encoded until it is known to be news. Hashes are of the bytes that arrived.
 
 use bytes::Bytes;
-use proto::sync::{Cause, Cut, DigestRequest, GoAway, Gone, Heartbeat, KindStatus, ServerHello, SnapshotEnd};
+use proto::sync::{
+    Cause, Cut, DigestRequest, GoAway, Gone, Heartbeat, KindStatus, Secrets, ServerHello, SnapshotEnd,
+};
 
 /// At most one member is set. Kinds of messages that are not listed here are skipped.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -25,6 +27,8 @@ pub(crate) struct ServerMessage {
     pub digest: Option<DigestRequest>,
     #[prost(message, optional, tag = "9")]
     pub gone: Option<Gone>,
+    #[prost(message, optional, tag = "10")]
+    pub secrets: Option<Secrets>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -30,6 +30,7 @@ use super::admission::Admitted;
 use super::compare::Compare;
 use super::registry::Client;
 use super::{Context, hello};
+use crate::secrets::Feed;
 use crate::snapcache::{Freeze, KindSet, Place, Progress, Resume, Stand, Subscription, compress, message};
 
 /// What a client is told that has to wait for the datastore.
@@ -60,6 +61,8 @@ pub(super) struct Connection {
     away: Option<watch::Receiver<Vec<String>>>,
     /// When the client has to come again.
     renewal: Instant,
+    /// The passwords of its node, if it may have them.
+    secrets: Option<Feed>,
     phase: Phase,
 }
 
@@ -203,6 +206,7 @@ impl Connection {
             share,
             away: None,
             renewal,
+            secrets: None,
             phase: Phase::Hello,
         }
     }
@@ -247,6 +251,8 @@ impl Connection {
             }
         };
         let kinds = hello::kinds(&hello);
+        self.secrets =
+            hello::gets_secrets(&hello, &self.peer).then(|| self.context.secrets.feed(&hello.node));
         self.register(&hello, kinds);
         let verdict = self.verdict(&hello, kinds).await;
         match verdict {
@@ -257,7 +263,13 @@ impl Connection {
                     "agent connected, waiting for the datastore"
                 );
                 let verdict = ResumeVerdict::ResumeSnapshot;
-                self.queue.push_back(hello::answer(&self.context, &hello, kinds, verdict));
+                self.queue.push_back(hello::answer(
+                    &self.context,
+                    &hello,
+                    kinds,
+                    verdict,
+                    self.secrets.is_some(),
+                ));
                 let waiting_for: Vec<String> =
                     self.context.cache.read().unproven().take(4).map(str::to_owned).collect();
                 self.status(
@@ -272,7 +284,13 @@ impl Connection {
                 self.context.metrics.resumed(verdict).increment(1);
                 let answered = verdict.as_str_name();
                 tracing::info!(node = hello.node, agent = hello.agent, verdict = answered, "agent connected");
-                self.queue.push_back(hello::answer(&self.context, &hello, kinds, verdict));
+                self.queue.push_back(hello::answer(
+                    &self.context,
+                    &hello,
+                    kinds,
+                    verdict,
+                    self.secrets.is_some(),
+                ));
                 self.begin(resume, kinds, hello.resume, since);
             }
         }
@@ -467,6 +485,11 @@ impl Connection {
     /// Queues the next messages, or waits for a reason to.
     async fn step(&mut self) -> Result<(), Status> {
         let Phase::Streaming(cursor) = &mut self.phase else { return Ok(()) };
+        // Before the first cut: an agent that has none yet waits for them.
+        if let Some(secrets) = self.secrets.as_mut().and_then(Feed::news) {
+            self.queue.push_back(message(server_message::Message::Secrets(secrets)));
+            return Ok(());
+        }
         let freeze = cursor.freezes.freezes.borrow_and_update().clone();
         if freeze.forked && !cursor.told_forked {
             cursor.told_forked = true;
@@ -489,6 +512,7 @@ impl Connection {
             () = self.context.leave(self.share), if !going_away => {
                 self.leave("draining", self.context.targets());
             }
+            () = Feed::changed(&mut self.secrets) => {}
             servers = away(&mut self.away), if !going_away => self.leave("rebalancing", servers),
             () = tokio::time::sleep_until(self.renewal), if !going_away => self.renew(),
             () = tokio::time::sleep_until(self.renewal + self.context.options.drain), if going_away => {

@@ -10,6 +10,8 @@ use crate::snapcache::{KindSet, message};
 
 /// Feature: content digests.
 const DIGEST: &str = "digest";
+/// Feature: the passwords of the node's BGP sessions.
+const SECRETS: &str = "secrets";
 /// Versions N-2 to N+2 talk to each other.
 const VERSIONS: u32 = 2;
 
@@ -65,12 +67,22 @@ pub(super) fn digests(hello: &ClientHello) -> bool {
     hello.features.iter().any(|feature| feature == DIGEST)
 }
 
+/// The client is to get passwords: it asks for them, and its certificate is that of its node. Whoever could say any
+/// node's name could ask for any password.
+pub(super) fn gets_secrets(hello: &ClientHello, peer: &Peer) -> bool {
+    let bound =
+        peer.identity.as_deref().is_some_and(|identity| identity.is_bound_to(&hello.node, &hello.agent));
+    bound && hello.features.iter().any(|feature| feature == SECRETS)
+}
+
 pub(super) fn answer(
     context: &Context,
     hello: &ClientHello,
     kinds: KindSet,
     verdict: ResumeVerdict,
+    secrets: bool,
 ) -> bytes::Bytes {
+    let features = [(DIGEST, digests(hello)), (SECRETS, secrets)];
     let (history, epoch) = {
         let cache = context.cache.read();
         (cache.history().to_owned(), cache.epoch().to_owned())
@@ -83,7 +95,7 @@ pub(super) fn answer(
         history: if verdict == ResumeVerdict::ResumeDelta { String::new() } else { history },
         epoch,
         // What a client offers beyond them is not in force.
-        features: if digests(hello) { vec![DIGEST.to_owned()] } else { Vec::new() },
+        features: features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect(),
         // Scope NODE is not served yet: the client is told so, and gets everything.
         scope: sync::Scope::All as i32,
         verdict: verdict as i32,

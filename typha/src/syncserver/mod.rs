@@ -45,6 +45,7 @@ use transport::{ClientTls, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::Intake;
 use crate::reports::Inbox;
+use crate::secrets::Secrets;
 use crate::snapcache::{Shared, message};
 use admission::Admission;
 pub use peers::Discovery;
@@ -145,6 +146,7 @@ struct Context {
     /// Handed to streams since the start.
     sent_bytes: AtomicU64,
     reports: Arc<Inbox>,
+    secrets: Arc<Secrets>,
     heads: heads::Heads,
     peers: Peers,
     heartbeat: watch::Sender<Bytes>,
@@ -232,6 +234,7 @@ impl Server {
             registry: Registry::default(),
             sent_bytes: AtomicU64::new(0),
             reports: Arc::default(),
+            secrets: Arc::default(),
             heads: heads::Heads::default(),
             peers: Peers::default(),
             drained: OnceLock::new(),
@@ -251,6 +254,11 @@ impl Server {
     /// What agents report, for the writer.
     pub fn reports(&self) -> Arc<Inbox> {
         self.context.reports.clone()
+    }
+
+    /// Which nodes use which passwords: to be filled.
+    pub fn secrets(&self) -> Arc<Secrets> {
+        self.context.secrets.clone()
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -196,6 +196,8 @@ pub struct Account {
     pub spurious: Vec<Key>,
     pub in_sync: usize,
     pub cuts: Vec<CutId>,
+    /// Every message with passwords.
+    pub secrets: Vec<Vec<proto::sync::Secret>>,
 }
 
 /// An agent that uses the client library.
@@ -271,7 +273,8 @@ impl Drop for Agent {
 impl Account {
     fn on_event(&mut self, event: ClientEvent) {
         match event {
-            ClientEvent::Connected { server } => self.connected.push(server),
+            ClientEvent::Connected { server, .. } => self.connected.push(server),
+            ClientEvent::Secrets(secrets) => self.secrets.push(secrets),
             ClientEvent::Disconnected { reason } => self.disconnected.push(reason),
             ClientEvent::InSync => self.in_sync += 1,
             ClientEvent::Cut(cut) => self.cuts.push(cut),

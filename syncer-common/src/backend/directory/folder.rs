@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::journal::{Change, Object};
 use crate::apis::DEFAULT_NAMESPACE;
 use crate::backend::{Error, Result};
-use crate::manifests::{is_manifest_name, numbered, read_text};
+use crate::kubernetes::secret_texts;
+use crate::manifests::{self, is_manifest_name, objects, read_text};
 
 /// What a manifest holds, as the datastore has it: key → value.
 type Held = BTreeMap<String, String>;
@@ -200,13 +201,40 @@ pub(super) fn same_json(a: &[u8], b: &[u8]) -> bool {
 /// unreadable.
 pub(super) fn objects_of(text: &str) -> std::result::Result<Held, String> {
     let mut held = Held::new();
-    for object in numbered(text, DEFAULT_NAMESPACE) {
-        let (number, resource) = object.map_err(|error| error.to_string())?;
+    for object in objects(text) {
+        let object = object.map_err(|error| error.to_string())?;
+        // It has no key: `secret` finds it.
+        if is_secret(&object.value) {
+            continue;
+        }
+        let number = object.document;
+        let resource = object.resource(DEFAULT_NAMESPACE).map_err(|error| error.to_string())?;
         let key = resource.key_path().map_err(|error| format!("document {number}: {error}"))?;
         let value = String::from_utf8(resource.to_stored()).map_err(|error| error.to_string())?;
         held.insert(key, value);
     }
     Ok(held)
+}
+
+fn is_secret(object: &serde_json::Value) -> bool {
+    object["apiVersion"] == "v1" && object["kind"] == "Secret"
+}
+
+/// The texts in a Secret of the manifests; of two with one name the later in the order of paths counts.
+pub(super) fn secret(root: &Path, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
+    let mut found = None;
+    // What cannot be read has been named by the scan.
+    for file in manifests::files(root).into_iter().flatten() {
+        let Ok(text) = read_text(&file) else { continue };
+        for object in objects(&text).into_iter().flatten() {
+            let metadata = &object.value["metadata"];
+            let of_namespace = metadata["namespace"].as_str().unwrap_or(DEFAULT_NAMESPACE) == namespace;
+            if is_secret(&object.value) && of_namespace && metadata["name"] == name {
+                found = Some(secret_texts(&object.value).texts);
+            }
+        }
+    }
+    found
 }
 
 #[derive(Default)]
