@@ -242,12 +242,12 @@ mod tests {
         };
         assert!(usage.on_update(&update(&configuration)));
         assert_eq!(used(&usage, "n1"), ["mesh"]);
-        let mut reflector = values::Node::default();
-        reflector.bgp = Some(values::NodeBgp {
+        let bgp = values::NodeBgp {
             ipv4_address: "10.0.0.1/16".into(),
             route_reflector_cluster_id: "1.0.0.1".into(),
             ..Default::default()
-        });
+        };
+        let reflector = values::Node { bgp: Some(bgp), ..Default::default() };
         usage.on_update(&Update { key: key("Node", "n1"), value: Ok(Value::Node(reflector)) });
         assert!(used(&usage, "n1").is_empty());
         configuration.node_to_node_mesh_enabled = Some(false);
