@@ -285,6 +285,21 @@ pub enum NodeCommand {
         after_help = "Examples:\n  bulrushctl node init\n  bulrushctl node init --ip-autodetection-method interface=ens3\n  IP=autodetect CALICO_IPV4POOL_VXLAN=CrossSubnet bulrushctl node init --watch"
     )]
     Init(Box<init::Options>),
+    /// Say what this host lacks to be a node.
+    ///
+    /// Each thing is tried, in a network namespace that goes with the command: nothing of the host changes. Exit status 1
+    /// when something is missing that every node needs.
+    #[command(after_help = "Example:\n  bulrushctl node checksystem")]
+    Checksystem,
+    /// Gather what tells how this node is: addresses, routes, rules, sets, BGP, logs.
+    ///
+    /// Passwords, tokens and keys are taken out; only the owner may read the file.
+    #[command(after_help = "Example:\n  bulrushctl node diags --out n1.tar.gz")]
+    Diags {
+        /// The file to make [default: bulrush-diags-TIME.tar.gz, here]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Show the BGP sessions of this node.
     ///
     /// Asks BIRD, stock or Calico's; no datastore is needed. Exit status 1 when felix or BIRD does not run.

@@ -6,9 +6,11 @@
 mod bgp;
 mod certs;
 mod check;
+mod checksystem;
 mod cli;
 mod columns;
 mod convert;
+mod diags;
 mod explain;
 mod files;
 mod fleet;
@@ -101,6 +103,8 @@ async fn run(cli: Cli) -> Result<Report> {
         Command::Node(NodeCommand::Status { bird_socket, bird6_socket }) => {
             return node_status::run(&node_status::Sockets { bird: bird_socket, bird6: bird6_socket });
         }
+        Command::Node(NodeCommand::Checksystem) => return checksystem::run(),
+        Command::Node(NodeCommand::Diags { out }) => return diags::run(out.as_deref()),
         Command::Version { client: true } => return Ok(info::client_version().into()),
         command => command,
     };
