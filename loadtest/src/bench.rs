@@ -43,10 +43,14 @@ struct Row {
 }
 
 /// Runs everything, and puts the table into `file`. Fails when a run did not pass.
-pub fn bench(fanout: &Path, file: &Path, reports: &Path, long: bool) -> Result<()> {
+pub fn bench(fanout: &Path, demo: Option<&Path>, file: &Path, reports: &Path, long: bool) -> Result<()> {
     let text = std::fs::read_to_string(fanout).with_context(|| format!("reading {}", fanout.display()))?;
     let line = text.lines().rfind(|line| line.starts_with('{')).context("fanout said nothing")?;
     let mut rows = of_fanout(&serde_json::from_str(line).context("the last line of fanout")?);
+    if let Some(demo) = demo {
+        let text = std::fs::read_to_string(demo).with_context(|| format!("reading {}", demo.display()))?;
+        rows.extend(of_demo(&text));
+    }
     let runner = Runner { reports: reports.to_owned() };
     let stall = if long { 600 } else { 60 };
     let stalled = format!("stall:percent=10,seconds={stall},rate=50");
@@ -161,6 +165,20 @@ fn of_fanout(fanout: &Fanout) -> Vec<Row> {
             "",
         ),
     ]
+}
+
+/// Real nodes among simulated ones: the demo's summary.
+fn of_demo(text: &str) -> Option<Row> {
+    let of = |what: &str| {
+        Some(text.lines().rfind(|line| line.contains(what))?.split_once(what)?.1.trim().to_owned())
+    };
+    Some(Row {
+        what: "policy edit, from the start of the command to the kernel rule, p99".into(),
+        target: "≤ 250 ms",
+        measured: of("p99 from command to kernel")?,
+        beside: format!("received: {}", of("p99 from command to receipt")?),
+        command: "demo --datastore etcd --real 8 --simulated 1000".into(),
+    })
 }
 
 fn named<'a>(report: &'a Report, name: &str) -> Vec<&'a PhaseResult> {

@@ -150,6 +150,9 @@ struct BenchArgs {
     /// What `cargo bench --bench fanout` printed.
     #[arg(long)]
     fanout: PathBuf,
+    /// What `demo --datastore etcd --real 8 --simulated 1000` printed.
+    #[arg(long)]
+    demo: Option<PathBuf>,
     /// The file whose table is written anew.
     #[arg(long, default_value = "docs/performance.md")]
     write: PathBuf,
@@ -183,7 +186,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run(*args),
         Command::Follow(args) => follow(args),
         Command::Bench(args) => {
-            bench::bench(&args.fanout, &args.write, &args.report, args.long).map(|()| true)
+            bench::bench(&args.fanout, args.demo.as_deref(), &args.write, &args.report, args.long)
+                .map(|()| true)
         }
         Command::BaselineServer { kind, size, messages, apart_micros } => {
             baseline_server(kind, size, messages, Duration::from_micros(apart_micros))

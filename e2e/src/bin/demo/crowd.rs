@@ -1,4 +1,4 @@
-//! The three real nodes among 500 simulated ones: a policy edit everywhere, a typha lost, the datastore frozen.
+//! The real nodes among the simulated ones: a policy edit everywhere, a typha lost, the datastore frozen.
 //!
 //! A simulated node is a stream with the agents' own client library that checks what it receives, and has no kernel.
 //! So what is said of kernels is measured on the real nodes, by `nft monitor`, and what is said of receipt on the
@@ -16,7 +16,6 @@ use e2e::watch::Monitor;
 
 use super::{POLICIES, Story, flows, watch};
 
-const SIMULATED: usize = 500;
 const EDITS: usize = 20;
 const FROZEN: Duration = Duration::from_secs(8);
 /// The policy that is edited, and what is replaced in it.
@@ -70,39 +69,40 @@ fn percentile(all: &[Duration], percent: usize) -> Duration {
 
 impl Story<'_> {
     pub fn crowd(&mut self, cluster: &mut Cluster) -> Result<Crowd> {
-        self.chapter("500 simulated nodes join the three real ones");
+        let simulated = self.simulated;
+        self.chapter(&format!("{simulated} simulated nodes join the {} real ones", self.real));
         let start = Instant::now();
-        cluster.apply(&fleet::manifests(SIMULATED))?;
+        cluster.apply(&fleet::manifests(simulated))?;
         println!(
-            "   bulrushctl applied {SIMULATED} Nodes and {SIMULATED} endpoints in {:.1} s",
+            "   bulrushctl applied {simulated} Nodes and {simulated} endpoints in {:.1} s",
             start.elapsed().as_secs_f64()
         );
         let (before, joined) = (Served::of(cluster, &[0, 1])?, Instant::now());
-        let fleet = Fleet::start(cluster, SIMULATED, POLICY)?;
+        let fleet = Fleet::start(cluster, simulated, POLICY)?;
         let stand = wait_for("all simulated nodes to hold the same", Duration::from_secs(60), || {
             cluster.check("loadtest")?;
             let stand = fleet.stand()?;
-            ensure!((stand.in_sync, stand.alike) == (SIMULATED, SIMULATED), "{stand:?}");
+            ensure!((stand.in_sync, stand.alike) == (simulated, simulated), "{stand:?}");
             // Each object is an entry at least: less would be an early state.
-            ensure!(stand.entries > 2 * SIMULATED, "{} entries", stand.entries);
+            ensure!(stand.entries > 2 * simulated, "{} entries", stand.entries);
             Ok(stand)
         })?;
         let took = joined.elapsed();
         let served = Served::of(cluster, &[0, 1])?.since(before);
-        let snapshot_bytes = served.bytes / SIMULATED as f64;
+        let snapshot_bytes = served.bytes / simulated as f64;
         println!(
-            "   {SIMULATED} of {SIMULATED} in sync after {:.1} s, all with the same {} entries; {:.0} KB sent to each",
+            "   {simulated} of {simulated} in sync after {:.1} s, all with the same {} entries; {:.0} KB sent to each",
             took.as_secs_f64(),
             stand.entries,
             snapshot_bytes / 1e3
         );
-        let everyone = SIMULATED + cluster.lab.nodes.len();
+        let everyone = simulated + cluster.lab.nodes.len();
         self.fact("nodes in sync", format!("{everyone} of {everyone}"));
         Ok(Crowd { fleet, snapshot_bytes })
     }
 
     pub fn edit(&mut self, cluster: &Cluster, crowd: &Crowd) -> Result<()> {
-        let everyone = SIMULATED + cluster.lab.nodes.len();
+        let everyone = self.simulated + self.real;
         self.chapter(&format!("Edit a policy that is active on all {everyone} nodes, {EDITS} times"));
         let document = POLICIES
             .split("---\n")
@@ -127,10 +127,12 @@ impl Story<'_> {
                 let whole = applied == everyone;
                 let all = |seen: &[Duration], new: &[Duration]| percentile(&[seen, new].concat(), 99);
                 let line = format!(
-                    "   edit {edit:>2}: {applied} of {everyone} applied; so far p99 in kernel {} ms (3 real nodes), \
-                     p99 received {} ms ({SIMULATED} simulated)",
+                    "   edit {edit:>2}: {applied} of {everyone} applied; so far p99 in kernel {} ms ({} real nodes), \
+                     p99 received {} ms ({} simulated)",
                     all(&programmed, &kernels).as_millis(),
-                    all(&received, &receipts).as_millis()
+                    self.real,
+                    all(&received, &receipts).as_millis(),
+                    self.simulated
                 );
                 if self.screen.color {
                     print!("\r\x1b[K{line}");
@@ -159,11 +161,15 @@ impl Story<'_> {
         ensure!(said.contains(&format!("{everyone} of {everyone} node(s)")), "not everywhere: {said}");
         self.fact(
             "a policy edit, p99 from command to kernel",
-            format!("{} ms (3 real nodes, {EDITS} edits)", percentile(&programmed, 99).as_millis()),
+            format!(
+                "{} ms ({} real nodes, {EDITS} edits)",
+                percentile(&programmed, 99).as_millis(),
+                self.real
+            ),
         );
         self.fact(
             "the same, p99 from command to receipt",
-            format!("{} ms ({SIMULATED} simulated nodes)", percentile(&received, 99).as_millis()),
+            format!("{} ms ({} simulated nodes)", percentile(&received, 99).as_millis(), self.simulated),
         );
         Ok(())
     }
@@ -233,7 +239,7 @@ impl Story<'_> {
             e2e::cluster::Store::Etcd => "Freeze the datastore: kill -STOP etcd",
             e2e::cluster::Store::Directory => "Freeze the datastore: its folder is away, as if unmounted",
         });
-        let everyone = SIMULATED + cluster.lab.nodes.len();
+        let everyone = self.simulated + self.real;
         let before = crowd.fleet.stand()?;
         let quiet = Quiet::begin(cluster, crowd)?;
         cluster.freeze_store(true)?;
@@ -330,9 +336,10 @@ impl Quiet {
             bail!("a simulated node noticed: {mistake}");
         }
         ensure!(stand.deletions == self.deletions, "{} deletions", stand.deletions - self.deletions);
-        ensure!(stand.alike == SIMULATED, "{} of {SIMULATED} nodes hold the same", stand.alike);
+        ensure!(stand.alike == stand.nodes, "{} of {} nodes hold the same", stand.alike, stand.nodes);
         println!(
-            "   deletions on the {SIMULATED} simulated nodes: 0; routes and rules withdrawn on the three real ones: 0"
+            "   deletions on the {} simulated nodes: 0; routes and rules withdrawn on the real ones: 0",
+            stand.nodes
         );
         Ok(())
     }

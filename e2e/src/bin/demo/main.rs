@@ -33,6 +33,12 @@ enum Datastore {
 struct Args {
     #[arg(long, value_enum, default_value = "directory")]
     datastore: Datastore,
+    /// Real nodes: felix, confd and BIRD in a namespace each.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=20))]
+    real: u8,
+    /// Simulated nodes beside them.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(10..=5000))]
+    simulated: u16,
     /// Leave everything running at the end.
     #[arg(long)]
     keep: bool,
@@ -50,6 +56,7 @@ const SHOP: [(&str, &str, &str); 6] = [
     ("n3", "backend-2", "backend"),
     ("n3", "database", "database"),
 ];
+const SHOP_NODES: usize = 3;
 const ASKED: [(&str, Via); 5] = [
     ("frontend-1", Via::Tcp(80)),
     ("frontend-2", Via::Tcp(80)),
@@ -91,7 +98,14 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
         Datastore::Directory => Store::Directory,
         Datastore::Etcd => Store::Etcd,
     };
-    let mut story = Story { screen, store, facts: Vec::new(), chapter: 0 };
+    let mut story = Story {
+        screen,
+        store,
+        real: args.real.into(),
+        simulated: args.simulated.into(),
+        facts: Vec::new(),
+        chapter: 0,
+    };
     println!("{}", screen.bold("Bulrush: policy and routes from one datastore to every node's kernel"));
     println!(
         "
@@ -102,13 +116,14 @@ fn demo(args: &Args, screen: &Screen) -> Result<()> {
      n1: felix, confd, BIRD      routes, IP sets, iptables; BGP
      n2: felix, confd, BIRD
      n3: felix, confd, BIRD
-     and 500 simulated nodes with the agents' client library
+     and {} simulated nodes with the agents' client library
 
    Each box is a network namespace on this machine; nothing leaves it.",
         match store {
             Store::Etcd => "etcd",
             Store::Directory => "folder of manifests",
-        }
+        },
+        story.simulated
     );
     let mut cluster = story.start()?;
     story.shop(&mut cluster)?;
@@ -174,6 +189,9 @@ fn settings(store: Store) -> &'static str {
 struct Story<'a> {
     screen: &'a Screen,
     store: Store,
+    /// Nodes.
+    real: usize,
+    simulated: usize,
     /// What was shown, for the summary.
     facts: Vec<(String, String)>,
     chapter: usize,
@@ -190,13 +208,18 @@ impl Story<'_> {
     }
 
     fn start(&mut self) -> Result<Cluster> {
-        self.chapter("Start: two typhas, three nodes, six workloads");
+        self.chapter(&format!("Start: two typhas, {} nodes, six workloads", self.real));
         let start = Instant::now();
-        let mut cluster = Cluster::up(PREFIX, Options { store: self.store, ..Options::default() })?;
+        let mut cluster =
+            Cluster::up(PREFIX, Options { store: self.store, nodes: self.real, ..Options::default() })?;
         println!("   control plane and nodes are in sync after {:.1} s", start.elapsed().as_secs_f64());
         for (node, name, app) in SHOP {
             let workload = cluster.add_workload(node, name, &[("app", app)])?;
             println!("   {node}  {name:<11} {:<16} {}", workload.ip, workload.interface);
+        }
+        // The policies are active on further nodes, too, where something is for them to decide about.
+        for node in SHOP_NODES + 1..=self.real {
+            cluster.add_workload(&format!("n{node}"), &format!("other-{node}"), &[("app", "other")])?;
         }
         for workload in cluster.lab.workloads() {
             cluster.wait_workload(workload)?;
