@@ -1,4 +1,5 @@
-//! A BIRD that is killed and started again, as in a crash or an upgrade: its neighbour's kernel sees nothing.
+//! A BIRD that is killed and started again, as in a crash or an upgrade, or as another version: its neighbour's
+//! kernel sees nothing.
 // Helpers of tests are tests as well.
 #![allow(clippy::unwrap_used)]
 
@@ -7,8 +8,10 @@ mod support;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use support::lab::{Lab, LabNode, eventually, run, skip};
+use confd::render::{Syntax, render};
+use support::lab::{Lab, LabNode, bird1, eventually, run, skip};
 use support::*;
+use syncer_common::model::Update;
 
 const SESSION: Duration = Duration::from_secs(20);
 
@@ -53,6 +56,42 @@ async fn killed_and_started_again_it_takes_no_route_from_its_neighbour() {
     if skip() {
         return;
     }
+    restarted(|node, _| launch(node)).await;
+}
+
+/// A node that kept the classic BIRD moves to BIRD 2.
+#[tokio::test]
+async fn swapped_for_another_version_it_takes_no_route_from_its_neighbour() {
+    if skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(bird1) = bird1(dir.path()) else { return };
+    restarted(|node, cluster| {
+        let folder = node.dir.join("classic");
+        std::fs::create_dir(&folder).unwrap();
+        let rendered = render(&compute("n1", cluster), Syntax::Classic);
+        for file in rendered.into_iter().flat_map(|daemon| daemon.files) {
+            std::fs::write(folder.join(file.name), file.text).unwrap();
+        }
+        let child = Command::new("ip")
+            .args(["netns", "exec", &node.netns])
+            .arg(bird1.join("bird"))
+            .arg("-f")
+            .arg("-c")
+            .arg(folder.join("bird.cfg"))
+            .arg("-s")
+            .arg(node.socket())
+            .stderr(std::fs::File::create(node.dir.join("classic.log")).unwrap())
+            .spawn()
+            .unwrap();
+        Killed(child)
+    })
+    .await;
+}
+
+/// `first` is killed, and `confd bird` takes its place.
+async fn restarted(first: impl FnOnce(&LabNode, &[Update]) -> Killed) {
     let mut lab = Lab::up();
     let cluster = [
         node("n1", "172.30.0.11/24", ""),
@@ -65,7 +104,7 @@ async fn killed_and_started_again_it_takes_no_route_from_its_neighbour() {
         std::fs::write(lab.nodes[index].config(), rendered(name, &cluster).text()).unwrap();
     }
     lab.nodes[1].start_bird();
-    let first = launch(&lab.nodes[0]);
+    let first = first(&lab.nodes[0], &cluster);
     let [one, two] = &lab.nodes;
     route(two, "10.244.140.64/26", "via 172.30.0.11").await;
     route(one, "10.244.7.0/26", "via 172.30.0.12").await;

@@ -2,8 +2,6 @@
 //! classic files under BIRD 1.6.8, and one on what we render for BIRD 2. A peer's kernel must learn the same
 //! routes from both.
 //!
-//! BIRD 1.6.8 is unpacked beside the installed BIRD 2 (Debian's packages conflict), from the folder that
-//! `BULRUSH_BIRD1` names, or by `apt-get download`.
 // Helpers of tests are tests as well.
 #![allow(clippy::unwrap_used)]
 
@@ -19,22 +17,12 @@ use std::time::{Duration, Instant};
 use confd::bgp::{BgpModel, Direction, Family, FamilyModel, Model, Peer};
 use confd::render::{Syntax, render};
 
-use support::cases::{Case, Step, cases, required};
-use support::lab::{bird, run, skip};
+use support::cases::{Case, Step, cases};
+use support::lab::{bird, bird1, run, skip};
 
 const PATIENCE: Duration = Duration::from_secs(25);
 /// Both sides have been equal for so long.
 const SETTLED: Duration = Duration::from_millis(1500);
-
-/// The folder of `bird` and `bird6` of the classic syntax.
-fn bird1(dir: &Path) -> Option<PathBuf> {
-    if let Some(folder) = std::env::var_os("BULRUSH_BIRD1") {
-        return Some(folder.into());
-    }
-    let shell = "apt-get download bird >/dev/null 2>&1 && dpkg -x bird_1.*.deb unpacked";
-    let unpacked = Command::new("sh").args(["-c", shell]).current_dir(dir).status().ok()?.success();
-    unpacked.then(|| dir.join("unpacked/usr/sbin"))
-}
 
 /// What has one name for each family.
 struct Names {
@@ -292,11 +280,7 @@ fn a_peer_learns_the_same_from_both_syntaxes() {
     }
     let Some(cases) = cases() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let Some(bird1) = bird1(dir.path()).filter(|folder| folder.join("bird6").exists()) else {
-        assert!(!required(), "BIRD 1.6 can not be had");
-        println!("SKIPPED: BIRD 1.6 can not be had");
-        return;
-    };
+    let Some(bird1) = bird1(dir.path()) else { return };
     let bird2 = bird().unwrap();
     let steps = cases.iter().flat_map(|case| case.steps.iter().map(move |step| (case, step)));
     let steps: Vec<(&Case, &Step, Family)> =

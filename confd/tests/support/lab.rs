@@ -1,7 +1,7 @@
 //! Two network namespaces joined by a veth pair, with a BIRD in each.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +39,23 @@ pub fn bird() -> Option<PathBuf> {
         .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|directory| directory.join("bird"))
         .find(|file| file.is_file())
+}
+
+/// The folder of `bird` and `bird6` of the classic syntax: the one that `BULRUSH_BIRD1` names, or BIRD 1.6.8 by `apt-get
+/// download`, unpacked into `dir` (Debian's packages of both versions conflict). Nothing: said, and a failure if required.
+pub fn bird1(dir: &Path) -> Option<PathBuf> {
+    let folder = std::env::var_os("BULRUSH_BIRD1").map(PathBuf::from).or_else(|| {
+        let shell = "apt-get download bird >/dev/null 2>&1 && dpkg -x bird_1.*.deb unpacked";
+        let unpacked = Command::new("sh").args(["-c", shell]).current_dir(dir).status().ok()?.success();
+        unpacked.then(|| dir.join("unpacked/usr/sbin"))
+    });
+    let folder = folder.filter(|folder| folder.join("bird6").exists());
+    if folder.is_none() {
+        let required = std::env::var_os("BULRUSH_REQUIRE").is_some_and(|value| value == "1");
+        assert!(!required, "BIRD 1.6 can not be had");
+        println!("SKIPPED: BIRD 1.6 can not be had");
+    }
+    folder
 }
 
 fn quiet(program: &str, args: &[&str]) -> bool {
