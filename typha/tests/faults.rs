@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use harness::namespace::{in_namespace, run};
 use harness::process::{Typha, free_port};
@@ -36,10 +37,16 @@ fn pool(n: u32) -> Key {
     Key::parse(&format!("/calico/v1/ipam/v4/pool/10.{n}.0.0-16")).unwrap()
 }
 
-fn has(agent: &Agent, pools: impl IntoIterator<Item = u32>) -> bool {
+/// Waits until these are the pools that the agent holds; else says what it holds and was told.
+async fn holds(what: &str, agent: &Agent, pools: impl IntoIterator<Item = u32>) {
     let pools_only = |key: &Key| Kind::of(key) == Some(Kind::IpPool);
-    let held: BTreeSet<Key> = agent.look().state.into_keys().filter(pools_only).collect();
-    held == pools.into_iter().map(pool).collect()
+    let wanted: BTreeSet<Key> = pools.into_iter().map(pool).collect();
+    let held = || agent.look().state.into_keys().filter(pools_only).collect::<BTreeSet<Key>>();
+    let deadline = Instant::now() + PATIENCE;
+    while held() != wanted {
+        assert!(Instant::now() < deadline, "in vain waited for {what}: {:?}", agent.look());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// A number that typha publishes.
@@ -65,7 +72,7 @@ fn etcd_that_was_cut_off_and_compacted_meanwhile_is_caught_up_with() {
         typha.ready().await;
         let server = typha.server.to_string();
         let agent = Agent::start(&[server], "felix");
-        eventually("the pools", || has(&agent, 0..20)).await;
+        holds("the pools", &agent, 0..20).await;
         eventually("a proven state", || agent.look().in_sync == 1).await;
         let listings = metric(&typha, "typha_datastore_listings_total").unwrap();
 
@@ -89,7 +96,7 @@ fn etcd_that_was_cut_off_and_compacted_meanwhile_is_caught_up_with() {
 
         run("iptables -w -D OUTPUT -m conntrack --ctorigdst 127.0.0.2 -j DROP");
         let now = || (0..21).filter(|n| ![3, 4, 5].contains(n));
-        eventually("what happened meanwhile", || has(&agent, now())).await;
+        holds("what happened meanwhile", &agent, now()).await;
         eventually("another listing, because history was gone", || {
             metric(&typha, "typha_datastore_listings_total").is_some_and(|count| count > listings)
         })
@@ -105,7 +112,7 @@ fn etcd_that_was_cut_off_and_compacted_meanwhile_is_caught_up_with() {
         let again = Typha::start(&settings);
         again.ready().await;
         put(&store, 21).await;
-        eventually("the pool of after the restart", || has(&agent, now().chain([21]))).await;
+        holds("the pool of after the restart", &agent, now().chain([21])).await;
         let account = agent.look();
         assert_eq!((account.deletions.len(), account.spurious.len(), account.in_sync), (3, 0, 1));
         assert_eq!(metric(&again, r#"typha_resumes_total{verdict="snapshot"}"#), Some(0.0));
@@ -138,11 +145,11 @@ async fn restored_backup_adds_but_deletes_only_when_the_operator_has_accepted_it
     let mut typha = start("");
     typha.ready().await;
     let agent = Agent::start(&[typha.server.to_string()], "felix");
-    eventually("the pools", || has(&agent, [1, 3])).await;
+    holds("the pools", &agent, [1, 3]).await;
     eventually("a proven state", || agent.look().in_sync == 1).await;
 
     etcd.restore(&backup).await;
-    eventually("what only the backup has, beside what only the agent has", || has(&agent, [1, 2, 3])).await;
+    holds("what only the backup has, beside what only the agent has", &agent, [1, 2, 3]).await;
     assert!(typha.logged("set AcceptHistory"), "the operator is told what to do");
     let mut raw = Raw::open_at(typha.server).await;
     raw.say(client_message::Message::Hello(ClientHello { node: "onlooker".into(), ..hello() })).await;
@@ -155,17 +162,17 @@ async fn restored_backup_adds_but_deletes_only_when_the_operator_has_accepted_it
     assert_eq!(forked.state(), SyncState::SyncInSync);
     // Updates go on, and so do deletions that nobody is to believe yet.
     put(&store, 4).await;
-    eventually("an update after the restoration", || has(&agent, 1..5)).await;
+    holds("an update after the restoration", &agent, 1..5).await;
     store.delete(&path(1), None).await.unwrap();
     put(&store, 5).await;
-    eventually("the next update", || has(&agent, 1..6)).await;
+    holds("the next update", &agent, 1..6).await;
 
     // A replica that has started since knows nothing of a fork: the agent's token does.
     assert!(typha.process.terminate().success());
     let mut typha = start("");
     typha.ready().await;
     put(&store, 6).await;
-    eventually("an update by another replica", || has(&agent, 1..7)).await;
+    holds("an update by another replica", &agent, 1..7).await;
     assert!(agent.look().deletions.is_empty());
     let status: serde_json::Value = {
         let answer = typha.get("/status.json").unwrap();
@@ -175,7 +182,7 @@ async fn restored_backup_adds_but_deletes_only_when_the_operator_has_accepted_it
     assert!(typha.process.terminate().success());
     let typha = start(status["history"].as_str().unwrap());
     typha.ready().await;
-    eventually("the accepted state", || has(&agent, [2, 4, 5, 6])).await;
+    holds("the accepted state", &agent, [2, 4, 5, 6]).await;
     let account = agent.look();
     assert_eq!(account.deletions.iter().collect::<BTreeSet<_>>(), [pool(1), pool(3)].iter().collect());
     assert_eq!((account.spurious.len(), account.in_sync), (0, 1));

@@ -148,6 +148,9 @@ impl Held {
     fn on_entry(&mut self, entry: Entry, news: &mut News) {
         let generation = self.generation;
         if entry.deleted {
+            if self.is_unproven(&entry) {
+                return;
+            }
             let Some((key, _)) = self.keys.remove_entry(entry.key.as_str()) else { return };
             if self.raw.is_some() {
                 news.raw.push(RawUpdate { key, value: None });
@@ -192,6 +195,20 @@ impl Held {
         };
         self.keys.insert(entry.key.into(), Delivered { hash, kind, generation });
         news.updates.push(Update::set(key, value));
+    }
+
+    /// A deletion during a snapshot: the key counts as not contained in it, and goes if the end of the snapshot proves
+    /// what it contained to be complete. One that proves nothing (of a datastore that was restored) deletes nothing.
+    fn is_unproven(&mut self, entry: &Entry) -> bool {
+        if !self.stream.snapshot || entry.reason != Reason::DeletionDeleted as i32 {
+            return false;
+        }
+        let held = self.keys.get_mut(entry.key.as_str());
+        let Some(delivered) = held.filter(|held| !self.stream.complete.contains(&held.kind)) else {
+            return false;
+        };
+        delivered.generation = self.generation.wrapping_sub(1);
+        true
     }
 
     /// What the snapshot did not contain is gone, for the kinds that it covers: of those the server has sent all.
@@ -404,6 +421,37 @@ mod tests {
         held.on_hello(&hello(ResumeVerdict::ResumeSnapshot));
         held.on_snapshot_end(&end(&["Policy"]));
         assert!(held.on_cut(cut("e2", 9, 12)).unwrap().1.updates.is_empty());
+    }
+
+    #[test]
+    fn deletion_in_a_snapshot_waits_for_its_proof() {
+        let mut held = joined();
+        let begin = |held: &mut Held| {
+            held.on_hello(&hello(ResumeVerdict::ResumeSnapshot));
+            let sent = vec![entry(1, Some("a"), 11), entry(2, Some("b"), 11)];
+            assert_eq!(held.on_entries(sent).known, 2);
+            assert!(held.on_entries(vec![entry(1, None, 12)]).updates.is_empty());
+        };
+        begin(&mut held);
+        held.on_snapshot_end(&end(&[]));
+        assert!(held.on_entries(vec![entry(2, None, 13)]).updates.is_empty(), "nothing was proven");
+        assert!(held.on_cut(cut("e2", 9, 13)).unwrap().1.updates.is_empty());
+        assert_eq!(held.len(), 2);
+        // What is not valid is withdrawn all the same: it is not absence that says so.
+        let invalid = Entry { reason: Reason::DeletionInvalid as i32, ..entry(2, None, 14) };
+        assert_eq!(held.on_entries(vec![invalid]).updates.len(), 1);
+
+        let mut held = joined();
+        begin(&mut held);
+        held.on_snapshot_end(&end(ALL));
+        let gone = |n| [Update::delete(Key::parse(&path(n)).unwrap())];
+        assert_eq!(
+            held.on_entries(vec![entry(2, None, 13)]).updates,
+            gone(2),
+            "complete, so it counts at once"
+        );
+        assert_eq!(held.on_cut(cut("e2", 9, 13)).unwrap().1.updates, gone(1));
+        assert_eq!(held.len(), 0);
     }
 
     #[test]
