@@ -5,14 +5,16 @@
 mod dataplane_support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use dataplane_support::node::{Node, SOCKET};
-use dataplane_support::{Lab, in_namespace};
+use dataplane_support::{Lab, eventually, in_namespace};
 use felix::control::ask;
 use felix::iptables::Backend;
 use syncer_common::model::{Key, PolicyKey, Update, Value, WorkloadEndpointKey, values};
 
 const TOOLS: [&str; 4] = ["ip", "ipset", "iptables-nft-restore", "conntrack"];
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn endpoint(name: &str, interface: &str, ip: &str) -> Update {
     let key = WorkloadEndpointKey {
@@ -82,7 +84,12 @@ fn status_says_what_is_programmed_and_what_cannot_be() {
         };
         updates.extend([config("IptablesBackend", "legacy"), config("VXLANPort", "many")]);
         node.program(updates).await;
-        let status = answer(&lab, &["status"]).await.unwrap();
+        // A link counts as up once the kernel has told of its carrier, which may be a moment later.
+        let status = eventually(PATIENCE, async || {
+            let status = answer(&lab, &["status"]).await?;
+            if status.contains("up    workload") { Ok(status) } else { Err(status) }
+        })
+        .await;
         for line in [
             "up to cut 1",
             "iptables backend nft",

@@ -10,10 +10,10 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane_support::node::Node;
-use dataplane_support::{Lab, in_namespace};
+use dataplane_support::{Lab, eventually, in_namespace};
 use felix::iptables::Backend;
 use felix::iptables::generation::Generation;
 use nix::sched::{CloneFlags, unshare};
@@ -54,6 +54,18 @@ impl<T: Send + 'static> Pod<T> {
     }
 }
 
+/// The server, and the way to it, may come up a moment later.
+fn connected() -> TcpStream {
+    let started = Instant::now();
+    loop {
+        match TcpStream::connect_timeout(&"10.65.0.1:80".parse().unwrap(), PATIENCE) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(started.elapsed() < PATIENCE, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// An open connection from one pod to another: asks to send a byte and have it back.
 struct Connection {
     server: Pod<()>,
@@ -77,9 +89,7 @@ impl Connection {
         let client = Pod::start(lab, "cali2", "10.65.0.2", move || {
             let mut stream: Option<TcpStream> = None;
             while let Ok(byte) = asked.recv() {
-                let stream = stream.get_or_insert_with(|| {
-                    TcpStream::connect_timeout(&"10.65.0.1:80".parse().unwrap(), PATIENCE).unwrap()
-                });
+                let stream = stream.get_or_insert_with(connected);
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 stream.write_all(&[byte]).unwrap();
                 let mut back = [0];
@@ -90,9 +100,12 @@ impl Connection {
         Connection { server, client, ask, answers }
     }
 
-    fn check(&self, byte: u8) {
+    /// Waits for the answer without holding up the agent, which runs in this thread.
+    async fn check(&self, byte: u8) {
         self.ask.send(byte).unwrap();
-        assert_eq!(self.answers.recv_timeout(PATIENCE).expect("the connection is alive"), byte);
+        let answered =
+            eventually(PATIENCE, async || self.answers.try_recv().map_err(|e| e.to_string())).await;
+        assert_eq!(answered, byte);
     }
 
     fn close(self) {
@@ -160,7 +173,7 @@ fn upgrade(backend: Backend) {
         let connection = Connection::open(&lab);
         let mut incumbent = Node::start(&lab, backend).await;
         incumbent.program(cluster()).await;
-        connection.check(1);
+        connection.check(1).await;
         incumbent.stop().await;
         let tool = |what: &str| format!("iptables-{}-{what}", backend.name());
         let rules = lab.path().join("rules");
@@ -168,13 +181,13 @@ fn upgrade(backend: Backend) {
 
         // What the incumbent left, as it is loaded at boot: nothing differs, so nothing is written.
         lab.sh(&format!("{} < {}", tool("restore"), rules.display()));
-        connection.check(2);
+        connection.check(2).await;
         let generation = Generation::open().unwrap();
         let before =
             (generation.read().unwrap(), lab.sh(&format!("{} -t filter | grep -v '^#'", tool("save"))));
         let mut node = Node::start(&lab, backend).await;
         node.program(cluster()).await;
-        connection.check(3);
+        connection.check(3).await;
         if backend == Backend::Nft {
             assert_eq!(generation.read().unwrap(), before.0, "something was written");
         }
@@ -191,10 +204,10 @@ fn upgrade(backend: Backend) {
             tool("restore")
         ));
         lab.sh("ipset list -name | grep '^cali40s:' | while read set; do ipset add $set 10.65.9.9; done");
-        connection.check(4);
+        connection.check(4).await;
         let mut node = Node::start(&lab, backend).await;
         node.program(cluster()).await;
-        connection.check(5);
+        connection.check(5).await;
         let now = lab.sh(&format!("{} -t filter", tool("save")));
         assert!(!now.contains("cali-pi-old"), "{now}");
         assert_eq!(
