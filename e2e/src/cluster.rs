@@ -17,7 +17,7 @@ use crate::probe::within;
 use crate::process::{Process, run, wait_for};
 
 /// How long anything may take to come up on a busy two-core machine.
-const PATIENCE: Duration = Duration::from_secs(45);
+const PATIENCE: Duration = Duration::from_secs(60);
 const ETCD: &str = "http://172.30.0.2:2379";
 const SYNC_PORT: u16 = 5473;
 /// Ports that every workload of the lab answers on.

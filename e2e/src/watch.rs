@@ -53,13 +53,13 @@ impl Monitor {
             }
         });
         let monitor = Monitor { child, lines };
-        wait_for("the monitor to listen", Duration::from_secs(5), || {
+        wait_for("the monitor to listen", Duration::from_secs(30), || {
             fence()?;
             anyhow::ensure!(monitor.lines().iter().any(|(_, l)| l.contains(mark)), "nothing seen yet");
             Ok(())
         })?;
         // Let the fence's last line arrive, then forget all of them.
-        wait_for("the fence to pass", Duration::from_secs(5), || {
+        wait_for("the fence to pass", Duration::from_secs(30), || {
             let seen = monitor.lines().len();
             std::thread::sleep(Duration::from_millis(50));
             anyhow::ensure!(monitor.lines().len() == seen, "still arriving");

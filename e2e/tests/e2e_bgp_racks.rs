@@ -12,7 +12,7 @@ use e2e::lab::{Node, Workload, ip};
 use e2e::process::{Process, run, wait_for};
 use e2e::require;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const SERVICE: &str = "10.96.0.10";
 
 /// One rack: a node and its switch on a network of their own, the switch on another one with the spine.

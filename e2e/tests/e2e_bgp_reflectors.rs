@@ -10,7 +10,7 @@ use e2e::lab::{Node, ip};
 use e2e::process::{Process, run, wait_for};
 use e2e::require;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const ROUTER: &str = "172.30.0.200";
 
 /// Every worker's kernel has BIRD's route to every other worker's block.

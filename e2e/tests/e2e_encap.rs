@@ -11,7 +11,7 @@ use e2e::probe::{Via, within};
 use e2e::process::wait_for;
 use e2e::require;
 
-const PATIENCE: Duration = Duration::from_secs(45);
+const PATIENCE: Duration = Duration::from_secs(60);
 const VIAS: [Via; 2] = [Via::Icmp, Via::Tcp(80)];
 
 #[derive(Clone, Copy, Debug, PartialEq)]

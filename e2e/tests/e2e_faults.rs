@@ -11,7 +11,7 @@ use e2e::require;
 use e2e::watch::Monitor;
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long both typhas, and then etcd, stay away. The issue says 30 s; `BULRUSH_OUTAGE_SECONDS` makes soaks longer.
 fn outage() -> Duration {
@@ -43,7 +43,8 @@ impl Watched {
         let (udp, tcp) = (udp?, tcp?);
         ensure!(udp.sent > 50 && tcp.sent > 50, "{what}: the flows were too short to prove anything");
         ensure!(udp.lost() == 0, "{what}: UDP lost {} of {}", udp.lost(), udp.sent);
-        ensure!(tcp.gap < Duration::from_millis(1000), "{what}: TCP waited {:?}", tcp.gap);
+        // Datagrams show what was lost; a connection, that it was not reset. A busy machine may stop it for a second.
+        ensure!(tcp.gap < Duration::from_secs(5), "{what}: TCP waited {:?}", tcp.gap);
         let gone: Vec<_> = self.monitors.iter().flat_map(Monitor::deletions).collect();
         ensure!(gone.is_empty(), "{what}: withdrawn from a kernel:\n{}", gone.join("\n"));
         println!(

@@ -9,7 +9,7 @@ use e2e::process::{run, wait_for};
 use e2e::require;
 
 /// Between a write and its effect in a kernel, on a machine that builds something else beside.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn expect(cluster: &Cluster, from: &str, to: &str, via: Via, open: bool) -> Result<()> {
     wait_for(&format!("{from} -> {to} {via:?} {}", if open { "open" } else { "closed" }), PATIENCE, || {

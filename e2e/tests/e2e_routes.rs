@@ -8,7 +8,7 @@ use e2e::probe::Via;
 use e2e::process::wait_for;
 use e2e::require;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn every_kernel_holds_blocks_own_workloads_and_a_blackhole() -> Result<()> {
