@@ -259,7 +259,8 @@ impl Cluster {
         self.start_felix(node)
     }
 
-    fn node_dir(&self, node: &Node) -> PathBuf {
+    /// Where the node's programs keep their files.
+    pub fn node_dir(&self, node: &Node) -> PathBuf {
         self.lab.dir.join(&node.name)
     }
 
@@ -311,6 +312,7 @@ impl Cluster {
             .env("FELIX_IPTABLESBACKEND", self.options.backend)
             .env("FELIX_HEALTHENABLED", "true")
             .env("FELIX_ENDPOINTSTATUSPATHPREFIX", self.node_dir(node).join("status"))
+            .env("FELIX_STATEFILE", self.node_dir(node).join("felix.state"))
             .env("XTABLES_LOCKFILE", self.node_dir(node).join("xtables.lock"));
         self.start(&format!("felix-{}", node.name), command)
     }

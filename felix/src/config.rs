@@ -40,6 +40,11 @@ pub static SPECS: &[Spec] = &[
         "/var/run/calico",
         "Folder for files that say which workloads are up; none: no files",
     ),
+    spec(
+        "StateFile",
+        "/var/lib/bulrush/felix.state",
+        "The last proven state of the cluster, in force after a reboot until a server answers; none: no file",
+    ),
     spec("LogSeverityScreen", "info", "Log level, or a filter such as info,felix=debug"),
     spec("LogFormat", "text", "text or json"),
     spec("HealthEnabled", "false", "Serve /liveness and /readiness"),
@@ -132,6 +137,7 @@ pub struct Config {
     pub backend: Option<Backend>,
     pub ipv6: bool,
     pub status_prefix: PathBuf,
+    pub state_file: Option<PathBuf>,
     pub log_level: String,
     pub log_format: String,
     pub health: Option<Endpoint>,
@@ -203,6 +209,8 @@ impl Config {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), settings.raw(name)?.to_owned())))
             .collect();
+        let state_file: String = settings.get("StateFile")?;
+        let state_file = (!matches!(state_file.as_str(), "" | "none")).then(|| PathBuf::from(state_file));
         Ok(Config {
             node: node_name(settings)?,
             typhas: if typhas.is_empty() { vec![DEFAULT_TYPHA.to_owned()] } else { typhas },
@@ -211,6 +219,7 @@ impl Config {
             backend,
             ipv6: settings.get("Ipv6Support")?,
             status_prefix: settings.get("EndpointStatusPathPrefix")?,
+            state_file,
             log_level: settings.get("LogSeverityScreen")?,
             log_format: settings.get("LogFormat")?,
             health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A server that goes away changes nothing here: the client looks for another one, and what is in the kernel stays.
-//! So it does when felix ends.
+//! So it does when felix ends. After a reboot the last proven state, which the client keeps on disk, is in force before any
+//! server answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let software = concat!("bulrush-felix ", env!("CARGO_PKG_VERSION"));
     let mut client = ClientConfig::new(config.typhas, config.node.clone(), "felix", software);
     (client.reports, client.tls, client.zone) = (reports, config.typha_tls, config.typha_zone);
+    client.state = config.state_file;
 
     let mut tasks = Tasks::new(cancel.clone());
     let token = cancel.clone();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use daemon::{Backoff, CancellationToken};
 use tokio::sync::{mpsc, watch};
 
+use crate::disk::Disk;
 use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::servers::Servers;
@@ -40,6 +41,7 @@ async fn follow(
     let mut backoff = Backoff::new(first, longest);
     let mut agent = Agent {
         held: Held::new(config.raw.clone()),
+        disk: None,
         config,
         events,
         acks,
@@ -48,6 +50,9 @@ async fn follow(
         boot_id: format!("{:016x}", uuid::Uuid::new_v4().as_u64_pair().0),
         counter: 0,
     };
+    if !boot(&mut agent).await {
+        return;
+    }
     let mut reported = String::new();
     loop {
         servers.look_up().await;
@@ -103,4 +108,33 @@ async fn follow(
         }
         tokio::time::sleep(wait).await;
     }
+}
+
+/// Delivers the last proven state, if one is kept on disk. `false`: the agent is gone.
+async fn boot(agent: &mut Agent) -> bool {
+    let Some(path) = agent.config.state.clone() else { return true };
+    let ClientConfig { node, agent: name, software, .. } = &agent.config;
+    let identity = format!("{node} {name} {software}");
+    let file = path.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || Disk::open(&path, identity)).await;
+    let (disk, saved) = match opened.map_err(std::io::Error::other).flatten() {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::error!(file, %error, "no state is kept on disk: after a reboot nothing is enforced before a server answers");
+            return true;
+        }
+    };
+    agent.disk = Some(disk);
+    agent.held.record();
+    let Some(saved) = saved else { return true };
+    let (updates, at) = agent.held.restore(saved);
+    tracing::info!(file, entries = updates.len(), "enforcing the last proven state until a server answers");
+    let cut = ClientEvent::Cut(CutId { epoch: at.epoch, seq: at.seq });
+    for event in [ClientEvent::Updates(updates), ClientEvent::InSync, cut] {
+        let empty = matches!(&event, ClientEvent::Updates(updates) if updates.is_empty());
+        if !empty && agent.events.send(event).await.is_err() {
+            return false;
+        }
+    }
+    true
 }

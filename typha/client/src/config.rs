@@ -1,5 +1,6 @@
 //! What an agent gives to the client, and what it gets from it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proto::sync::Secret;
@@ -35,6 +36,8 @@ pub struct ClientConfig {
     pub backoff: (Duration, Duration),
     /// What the agent reports: it keeps a handle of its own.
     pub reports: Reports,
+    /// The file of the last proven state: delivered at the start, before any server answers. None: nothing is kept.
+    pub state: Option<PathBuf>,
     /// Entries are delivered as they came ([`ClientEvent::Raw`]), with keys that such clients share.
     pub raw: Option<Names>,
 }
@@ -59,6 +62,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(5),
             backoff: (Duration::from_millis(100), Duration::from_secs(5)),
             reports: Reports::default(),
+            state: None,
             raw: None,
         }
     }

@@ -12,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 use proto::sync::{
     Cut, DeletionReason as Reason, DigestAnswer, DigestRequest, Gone, Heartbeat, Positions, ResumeVerdict,
@@ -22,6 +23,7 @@ use syncer_common::digest;
 use syncer_common::model::{DeletionReason, Key, Kind, Update};
 
 use crate::digest::Digests;
+use crate::disk::{Record, Saved};
 use crate::raw::{Names, RawUpdate};
 use crate::wire::Entry;
 
@@ -30,6 +32,8 @@ pub(crate) struct Held {
     keys: HashMap<Arc<str>, Delivered>,
     /// Entries are not read.
     raw: Option<Names>,
+    /// Whether what is delivered goes to disk as well.
+    records: bool,
     /// Without its positions: they change with every entry.
     token: Option<Token>,
     positions: Vec<Position>,
@@ -68,6 +72,8 @@ pub(crate) struct News {
     pub updates: Vec<Update>,
     /// In place of `updates`, where entries are not read.
     pub raw: Vec<RawUpdate>,
+    /// For the disk, where one is written.
+    pub records: Vec<Record>,
     /// Entries that could not be read.
     pub ignored: u64,
     /// Entries whose value was delivered before.
@@ -85,6 +91,36 @@ pub(crate) struct AtCut {
 impl Held {
     pub fn new(raw: Option<Names>) -> Self {
         Held { raw, ..Held::default() }
+    }
+
+    /// From now on what is delivered is recorded.
+    pub fn record(&mut self) {
+        self.records = true;
+    }
+
+    /// Begins with what was proven before. Returns what to deliver, and the cut that it is.
+    pub fn restore(&mut self, saved: Saved) -> (Vec<Update>, AtCut) {
+        let mut updates = Vec::with_capacity(saved.entries.len());
+        for (path, value) in saved.entries {
+            let hash = digest::hash(&path, &value);
+            let Some(key) = Key::parse(&path) else { continue };
+            let decoded = model::Value::decode(value).ok().and_then(|value| value.kind);
+            let (Some(value), Some(kind)) = (decoded, Kind::of(&key)) else { continue };
+            self.keys.insert(path.into(), Delivered { hash, kind, generation: self.generation });
+            updates.push(Update::set(key, value));
+        }
+        let token = saved.token;
+        let at = AtCut { first_in_sync: true, epoch: token.epoch.clone(), seq: token.seq };
+        self.positions = token.positions();
+        self.token = Some(Token { positions: None, ..token });
+        self.stream.kinds = saved.kinds;
+        self.in_sync = true;
+        (updates, at)
+    }
+
+    /// The kinds that the present stream is about.
+    pub fn kinds(&self) -> &[Kind] {
+        &self.stream.kinds
     }
 
     /// The token to offer.
@@ -157,6 +193,9 @@ impl Held {
                 return;
             }
             // It was parsed when it was delivered.
+            if self.records {
+                news.records.push((key, None));
+            }
             let Some(key) = Key::parse(&entry.key) else { return };
             let reason = match Reason::try_from(entry.reason).unwrap_or_default() {
                 Reason::DeletionInvalid => DeletionReason::Invalid,
@@ -188,12 +227,17 @@ impl Held {
             news.ignored += 1;
             return;
         };
+        let encoded: Option<Bytes> = self.records.then(|| value.clone());
         let decoded = model::Value::decode(value).ok().and_then(|value| value.kind);
         let (Some(value), Some(kind)) = (decoded, Kind::of(&key)) else {
             news.ignored += 1;
             return;
         };
-        self.keys.insert(entry.key.into(), Delivered { hash, kind, generation });
+        let path: Arc<str> = entry.key.into();
+        if encoded.is_some() {
+            news.records.push((path.clone(), encoded));
+        }
+        self.keys.insert(path, Delivered { hash, kind, generation });
         news.updates.push(Update::set(key, value));
     }
 
@@ -240,6 +284,9 @@ impl Held {
             if self.raw.is_some() {
                 news.raw.push(RawUpdate { key: path.clone(), value: None });
                 return false;
+            }
+            if self.records {
+                news.records.push((path.clone(), None));
             }
             match Key::parse(path) {
                 Some(key) => news.updates.push(Update::delete(key)),

@@ -6,6 +6,7 @@
 //!     ── one stream: hello, messages, acks   (stream.rs)
 //!     ── what the agent reports            (reports.rs)
 //!     ── sums of what is held, to compare     (digest.rs, pure)
+//!     ── the last proven state, on disk      (disk.rs)
 //!     ── what has been delivered, per key    (held.rs, pure)   ── ClientEvent ──> the agent
 //! ```
 //!
@@ -17,6 +18,7 @@
 mod client;
 mod config;
 mod digest;
+mod disk;
 mod held;
 mod metrics;
 mod raw;

@@ -15,6 +15,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
+use crate::disk::Disk;
 use crate::held::{Held, News};
 use crate::metrics::Metrics;
 use crate::reports::Outgoing;
@@ -72,6 +73,7 @@ pub(crate) struct Agent {
     pub events: mpsc::Sender<ClientEvent>,
     pub acks: watch::Receiver<Option<CutId>>,
     pub held: Held,
+    pub disk: Option<Disk>,
     pub metrics: Metrics,
     pub boot_id: String,
     pub counter: u64,
@@ -332,11 +334,17 @@ impl Stream<'_> {
                 return Err(self.protocol("a cut that changes a token which was never sent"));
             };
             self.deliver(gone).await?;
+            if let (Some(disk), Some(token)) = (&mut self.agent.disk, self.agent.held.token()) {
+                disk.cut(token, self.agent.held.kinds());
+            }
             course.cut = true;
             if at.first_in_sync {
                 self.tell(ClientEvent::InSync).await?;
             }
             self.tell(ClientEvent::Cut(CutId { epoch: at.epoch, seq: at.seq })).await?;
+        }
+        if let Some(disk) = &mut self.agent.disk {
+            disk.write().await;
         }
         if let Some(heartbeat) = message.heartbeat {
             self.agent.held.on_heartbeat(&heartbeat, &self.epoch);
@@ -374,6 +382,9 @@ impl Stream<'_> {
     }
 
     async fn deliver(&mut self, news: News) -> Result<(), End> {
+        if let Some(disk) = &mut self.agent.disk {
+            disk.record(news.records);
+        }
         let metrics = &self.agent.metrics;
         metrics.updates.increment((news.updates.len() + news.raw.len()) as u64);
         metrics.known.increment(news.known);
