@@ -17,35 +17,7 @@ pub struct ServiceSpec {
     #[serde(rename = "loadBalancerIP")]
     pub load_balancer_ip: String,
     pub external_traffic_policy: String,
-    pub internal_traffic_policy: String,
     pub ip_families: Vec<String>,
-    pub ports: Vec<ServicePort>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ServicePort {
-    pub name: String,
-    pub protocol: Option<Protocol>,
-    pub port: u16,
-    pub node_port: u16,
-    pub target_port: Option<IntOrString>,
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum IntOrString {
-    Int(u16),
-    String(String),
-}
-
-impl std::fmt::Display for IntOrString {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            IntOrString::Int(number) => write!(f, "{number}"),
-            IntOrString::String(text) => f.write_str(text),
-        }
-    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -88,8 +60,6 @@ pub struct Endpoint {
 #[serde(default)]
 pub struct Conditions {
     pub ready: Option<bool>,
-    pub serving: Option<bool>,
-    pub terminating: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

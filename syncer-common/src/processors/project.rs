@@ -27,7 +27,8 @@ fn spelled_out(rule: v1::Rule) -> Vec<v1::Rule> {
 }
 
 /// Selectors in canonical form. Empty ones stay empty: in a rule that means no selector, not `all()`. Defaults that
-/// one datastore's writers fill in and another's do not.
+/// one datastore's writers fill in and another's do not. Lists whose order says nothing are sorted: controllers
+/// write them in another one each time.
 pub(super) fn canonical(key: &Key, value: &mut Value) {
     match value {
         Value::Policy(policy) => {
@@ -52,6 +53,23 @@ pub(super) fn canonical(key: &Key, value: &mut Value) {
             selector(&mut peer.local_workload_selector);
         }
         Value::FelixConfiguration(configuration) => selector(&mut configuration.node_selector),
+        Value::Service(service) => {
+            let v1::Service { cluster_ips, external_ips, ingress_ips, ip_families, .. } = service;
+            for list in [cluster_ips, external_ips, ingress_ips, ip_families] {
+                list.sort_unstable();
+            }
+        }
+        Value::EndpointSlice(slice) => {
+            for endpoint in &mut slice.endpoints {
+                endpoint.addresses.sort_unstable();
+                endpoint.ready.take_if(|ready| *ready);
+            }
+            slice.endpoints.sort_unstable_by(|a, b| {
+                let order = |own: &v1::Endpoint| (own.node_name.clone(), own.ready);
+                a.addresses.cmp(&b.addresses).then_with(|| order(a).cmp(&order(b)))
+            });
+            slice.ports.sort_unstable_by_key(|port| (port.port, port.name.clone(), protocol(port)));
+        }
         _ => {}
     }
 }
@@ -61,6 +79,13 @@ fn rules(rules: &mut [v1::Rule]) {
         selector(&mut side.selector);
         selector(&mut side.not_selector);
     }
+}
+
+fn protocol(port: &v1::EndpointPort) -> Option<(u32, String)> {
+    port.protocol.as_ref()?.id.as_ref().map(|id| match id {
+        v1::protocol::Id::Number(number) => (*number, String::new()),
+        v1::protocol::Id::Name(name) => (0, name.clone()),
+    })
 }
 
 fn selector(text: &mut String) {

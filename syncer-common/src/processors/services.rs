@@ -45,19 +45,7 @@ pub(super) fn convert_service(
         ingress_ips: addresses(&ingress, "status.loadBalancer.ingress"),
         r#type: spec.r#type,
         external_traffic_policy: spec.external_traffic_policy,
-        internal_traffic_policy: spec.internal_traffic_policy,
         ip_families: spec.ip_families,
-        ports: spec
-            .ports
-            .into_iter()
-            .map(|port| v1::ServicePort {
-                name: port.name,
-                protocol: port.protocol.as_ref().map(rules::protocol),
-                port: u32::from(port.port),
-                node_port: u32::from(port.node_port),
-                target_port: port.target_port.map(|port| port.to_string()).unwrap_or_default(),
-            })
-            .collect(),
     };
     Ok(Update::set(Key::Resource(key.clone()), Value::Service(service)))
 }
@@ -101,8 +89,6 @@ pub(super) fn convert_slice(
         endpoints.push(v1::Endpoint {
             addresses,
             ready: endpoint.conditions.ready,
-            serving: endpoint.conditions.serving,
-            terminating: endpoint.conditions.terminating,
             node_name: endpoint.node_name,
         });
     }

@@ -68,7 +68,6 @@ pub fn value(key: &Key, value: &Value) -> Vec<FieldError> {
             errors.one_of("type", &service.r#type, &types);
             let policies = ["", "Cluster", "Local"];
             errors.one_of("externalTrafficPolicy", &service.external_traffic_policy, &policies);
-            errors.one_of("internalTrafficPolicy", &service.internal_traffic_policy, &policies);
         }
         Value::EndpointSlice(slice) => {
             for (index, port) in slice.ports.iter().enumerate() {

@@ -38,8 +38,13 @@ const TOMBSTONES: usize = 64 << 10;
 const TOMBSTONES_OF_LIVE: usize = 4;
 /// Larger entries are left out: no message can carry them [G2].
 const ENTRY_BYTES: usize = 4 << 20;
-/// Part of every view id: to be raised when a projection changes its output.
-const PROJECTION: u32 = 1;
+/// Part of a kind's view id: to be raised when its projection changes its output.
+const fn projection(kind: Kind) -> u32 {
+    match kind {
+        Kind::Service | Kind::EndpointSlice => 2,
+        _ => 1,
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -111,7 +116,8 @@ impl Cache {
     /// (empty: none).
     pub fn new(epoch: impl Into<String>, accepted_history: impl Into<String>) -> Self {
         let view = |kind: Kind| {
-            (kind, digest::hash(kind.name(), format!("{PROJECTION} {}", proto::VERSION).as_bytes()))
+            let version = format!("{} {}", projection(kind), proto::VERSION);
+            (kind, digest::hash(kind.name(), version.as_bytes()))
         };
         Cache {
             epoch: epoch.into(),
