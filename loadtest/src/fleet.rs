@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Fleet {
     servers: Vec<String>,
     seen: Seen,
-    pub keys: Keys,
+    keys: Keys,
     names: Names,
     joining: Arc<Semaphore>,
     members: Members,
@@ -90,6 +90,7 @@ pub struct Totals {
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
+    pub sent_on: u64,
     pub mistakes: usize,
 }
 
@@ -108,6 +109,7 @@ impl Members {
             totals.updates += node.updates;
             totals.deletions += node.deletions;
             totals.disconnects += node.disconnects;
+            totals.sent_on += node.sent_on;
             totals.mistakes += node.mistakes.len();
         }
         totals
@@ -125,8 +127,7 @@ impl Members {
 }
 
 impl Fleet {
-    pub fn new(servers: Vec<String>, names: Vec<String>, seen: Seen, sample: Sample) -> Self {
-        let keys = Keys::default();
+    pub fn new(servers: Vec<String>, names: Vec<String>, keys: Keys, seen: Seen, sample: Sample) -> Self {
         let stop = CancellationToken::new();
         let member = |(index, name)| {
             let mut node = Node::new(name, keys.clone());
@@ -206,6 +207,7 @@ impl Fleet {
             let old = std::mem::replace(&mut *node, fresh);
             (node.messages, node.updates) = (old.messages, old.updates);
             (node.deletions, node.disconnects) = (old.deletions, old.disconnects + 1);
+            node.sent_on = old.sent_on;
             node.mistakes = old.mistakes;
             *lock(&member.session) = self.stop.child_token();
         }

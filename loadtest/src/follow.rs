@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::fleet::{Fleet, Sample, Seen};
 use crate::latency::Latencies;
 use crate::limits;
+use crate::node::Keys;
 use crate::run::OTHER_DESCRIPTORS;
 
 const LINES_APART: Duration = Duration::from_millis(50);
@@ -98,7 +99,7 @@ pub async fn follow(
     let names = (0..nodes).map(|index| format!("{prefix}{index:03}")).collect();
     let spread = watched.map(|watched| Arc::new(Spread::new(watched)));
     let seen = Seen { latencies: Arc::new(Latencies::new(Instant::now())), spread: spread.clone() };
-    let mut fleet = Fleet::new(servers, names, seen, Sample::none(nodes));
+    let mut fleet = Fleet::new(servers, names, Keys::default(), seen, Sample::none(nodes));
     fleet.join();
     let interrupted = interrupted();
     tokio::pin!(interrupted);

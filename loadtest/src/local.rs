@@ -23,6 +23,10 @@ pub struct Local {
     pub store: StoreConfig,
     pub etcd: Server,
     pub typhas: Vec<Server>,
+    /// Of the typhas: where they serve agents, and health and metrics.
+    ports: Vec<(u16, u16)>,
+    /// Where clients, and typhas one another, reach them.
+    replicas: String,
     program: PathBuf,
     endpoint: String,
     logs: PathBuf,
@@ -32,7 +36,6 @@ pub struct Local {
 
 pub struct Server {
     pub name: String,
-    pub address: String,
     port: u16,
     /// Health and metrics; etcd: its peers.
     side: u16,
@@ -44,7 +47,7 @@ fn free_port() -> Result<u16> {
 }
 
 impl Local {
-    /// `logs`: where the servers' output goes.
+    /// Starts etcd; the typhas have their addresses. `logs`: where the servers' output goes.
     pub async fn start(typhas: usize, logs: &Path) -> Result<Self> {
         let program = std::env::current_exe()?.with_file_name("typha");
         ensure!(
@@ -64,17 +67,37 @@ impl Local {
             ensure!(Instant::now() < deadline, "etcd does not answer: {error}; see {}", logs.display());
             tokio::time::sleep(POLL).await;
         }
-        let mut local =
-            Local { store, etcd, typhas: Vec::new(), program, endpoint, logs: logs.to_owned(), folder };
-        for index in 0..typhas {
-            let (port, side) = (free_port()?, free_port()?);
-            let server = local.start_typha(index, port, side)?;
-            local.typhas.push(server);
-        }
-        Ok(local)
+        let ports = (0..typhas).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
+        Ok(Local {
+            store,
+            etcd,
+            typhas: Vec::new(),
+            ports,
+            replicas: String::new(),
+            program,
+            endpoint,
+            logs: logs.to_owned(),
+            folder,
+        })
     }
 
-    fn start_typha(&self, index: usize, port: u16, side: u16) -> Result<Server> {
+    /// Where the typhas serve agents.
+    pub fn addresses(&self) -> Vec<String> {
+        self.ports.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect()
+    }
+
+    /// Starts the typhas. `reached`: where clients, and typhas one another, reach them.
+    pub fn serve(&mut self, reached: &[String]) -> Result<()> {
+        self.replicas = reached.join(",");
+        for index in 0..self.ports.len() {
+            let server = self.start_typha(index)?;
+            self.typhas.push(server);
+        }
+        Ok(())
+    }
+
+    fn start_typha(&self, index: usize) -> Result<Server> {
+        let (port, side) = self.ports[index];
         let name = format!("typha-{}", index + 1);
         let mut command = Command::new(&self.program);
         command.env_clear().envs([
@@ -89,16 +112,32 @@ impl Local {
             ("TYPHA_PROMETHEUSMETRICSHOST", "127.0.0.1"),
             ("TYPHA_PROMETHEUSMETRICSPORT", &side.to_string()),
             ("TYPHA_SHUTDOWNTIMEOUTSECS", "5"),
+            ("TYPHA_REPLICAS", &self.replicas),
+            ("TYPHA_K8SSERVICEPOLLINTERVALSECS", "1"),
+            // What a phase does to streams is to be what it says.
+            ("TYPHA_CONNECTIONREBALANCING", "false"),
         ]);
         let process =
             spawn(&mut command, &self.logs.join(format!("{name}.log"))).context("starting typha")?;
-        Ok(Server { name, address: format!("127.0.0.1:{port}"), port, side, process })
+        Ok(Server { name, port, side, process })
     }
 
     /// Waits until every typha holds the datastore's content.
     pub async fn ready(&mut self) -> Result<()> {
         for server in &mut self.typhas {
             server.ready(&self.logs).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until each typha knows that all of them take clients.
+    pub async fn acquainted(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        for server in &self.typhas {
+            while server.probe().open_replicas().await != Some(self.typhas.len()) {
+                ensure!(Instant::now() < deadline, "{} does not find the other replicas", server.name);
+                tokio::time::sleep(POLL).await;
+            }
         }
         Ok(())
     }
@@ -154,8 +193,7 @@ impl Local {
         if tokio::time::timeout(READY, server.process.wait()).await.is_err() {
             bail!("{} does not end on SIGTERM", server.name);
         }
-        let (port, side) = (server.port, server.side);
-        self.typhas[index] = self.start_typha(index, port, side)?;
+        self.typhas[index] = self.start_typha(index)?;
         let logs = self.logs.clone();
         self.typhas[index].ready(&logs).await
     }
@@ -174,7 +212,7 @@ fn start_etcd(folder: &Path, port: u16, peer: u16, logs: &Path) -> Result<Server
         .args(["--unsafe-no-fsync", "--log-level", "warn"]);
     let process = spawn(&mut command, &logs.join("etcd.log"))
         .context("starting etcd: install the package etcd-server, or name a datastore with --etcd")?;
-    Ok(Server { name: "etcd".into(), address: endpoint, port, side: peer, process })
+    Ok(Server { name: "etcd".into(), port, side: peer, process })
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
@@ -233,6 +271,14 @@ impl Probe {
     /// All its metrics, in Prometheus' text format.
     pub async fn metrics(&self) -> Option<String> {
         self.get("/metrics").await
+    }
+
+    /// Replicas that it knows to take clients, itself included.
+    async fn open_replicas(&self) -> Option<usize> {
+        let answer = self.get("/status.json").await?;
+        let status: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+        let replicas = status["replicas"].as_array()?;
+        Some(replicas.iter().filter(|replica| replica["state"] == "in sync").count())
     }
 
     /// Seconds of CPU since its start, and resident bytes.

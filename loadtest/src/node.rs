@@ -3,7 +3,7 @@
 //! Most nodes take entries as they came: the hash of the bytes says what they hold. Those of the sample read every
 //! value as felix does, and hash what they have read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -15,25 +15,74 @@ use typha_client::ClientEvent;
 
 use crate::cluster::MARK;
 
-/// Numbers for keys, the same for all nodes: a node then keeps a few bytes per entry and no key.
+/// Numbers for keys, the same for all nodes: a node then keeps a few bytes per entry and no key. And which of them the
+/// run has deleted, so that no node is told of another deletion.
 #[derive(Clone, Default)]
-pub struct Keys(Arc<Mutex<HashMap<Arc<str>, u32>>>);
+pub struct Keys(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    numbers: HashMap<Arc<str>, u32>,
+    /// Nothing: the run is not the one that writes.
+    deletions: Option<Deletions>,
+}
+
+#[derive(Default)]
+struct Deletions {
+    keys: HashSet<u32>,
+    count: u64,
+}
+
+impl Known {
+    fn number(&mut self, key: &Arc<str>) -> u32 {
+        if let Some(number) = self.numbers.get(key) {
+            return *number;
+        }
+        let number = self.numbers.len() as u32;
+        self.numbers.insert(key.clone(), number);
+        number
+    }
+}
 
 impl Keys {
+    /// Of a run that makes all deletions itself, and says so before each.
+    pub fn accounted() -> Self {
+        let keys = Keys::default();
+        keys.lock().deletions = Some(Deletions::default());
+        keys
+    }
+
     pub fn number(&self, key: &Arc<str>) -> usize {
-        let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = numbers.get(key) {
-            return *number as usize;
+        self.lock().number(key) as usize
+    }
+
+    /// These are about to be deleted.
+    pub fn delete(&self, updates: &[Update]) {
+        let mut known = self.lock();
+        for path in updates.iter().filter_map(|update| update.key.path().ok()) {
+            let number = known.number(&path.into());
+            if let Some(deletions) = &mut known.deletions {
+                deletions.keys.insert(number);
+                deletions.count += 1;
+            }
         }
-        let number = numbers.len();
-        numbers.insert(key.clone(), number as u32);
-        number
+    }
+
+    /// Whether there was such a deletion, for a node that has been told of `told` in all.
+    fn may_be_gone(&self, number: usize, told: u64) -> bool {
+        let known = self.lock();
+        let may = |made: &Deletions| made.keys.contains(&(number as u32)) && told <= made.count;
+        known.deletions.as_ref().is_none_or(may)
     }
 
     fn key(&self, number: usize) -> String {
-        let numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = numbers.iter().find(|(_, known)| **known as usize == number);
+        let known = self.lock();
+        let found = known.numbers.iter().find(|(_, known)| **known as usize == number);
         found.map_or_else(|| format!("key {number}"), |(key, _)| readable(key))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -139,6 +188,8 @@ pub struct Node {
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
+    /// Of those, by a server that asked it to go to another one which it named.
+    pub sent_on: u64,
     /// What must never happen.
     pub mistakes: Vec<String>,
     pub fault: Option<Fault>,
@@ -200,6 +251,9 @@ impl Node {
             ClientEvent::InSync if self.in_sync => self.mistake("in sync was announced twice".into()),
             ClientEvent::InSync => self.in_sync = true,
             ClientEvent::Disconnected { reason } => {
+                // In the client's words, which operators read in logs.
+                self.sent_on +=
+                    u64::from(reason.contains("asks its clients to leave") && reason.contains(", for "));
                 self.lost = Some(reason);
                 self.connected = false;
                 self.disconnects += 1;
@@ -221,6 +275,12 @@ impl Node {
             }
             if self.state.set(number, 0) == 0 {
                 self.mistake(format!("{} was deleted although it was never delivered", readable(&key)));
+            }
+            if !self.keys.may_be_gone(number, self.deletions) {
+                self.mistake(format!(
+                    "{} was deleted although the datastore has not deleted it",
+                    readable(&key)
+                ));
             }
             return;
         };
@@ -341,6 +401,13 @@ mod tests {
         assert_eq!(node(&keys, None, vec![tier("a", 1.0), tier("a", 1.0)]).mistakes.len(), 1);
         assert_eq!(node(&keys, None, vec![gone("a")]).mistakes.len(), 1);
         assert!(node(&keys, None, vec![endpoint(5), endpoint(9)]).mistakes.is_empty());
+        let accounted = Keys::accounted();
+        let falsely = node(&accounted, None, vec![tier("a", 1.0), gone("a")]).mistakes;
+        assert!(falsely[0].contains("the datastore has not deleted it"), "{falsely:?}");
+        accounted.delete(&[gone("a")]);
+        assert!(node(&accounted, None, vec![tier("a", 1.0), gone("a")]).mistakes.is_empty());
+        let again = vec![tier("a", 1.0), gone("a"), tier("a", 1.0), gone("a")];
+        assert_eq!(node(&accounted, None, again).mistakes.len(), 1, "one deletion, told twice");
         let back = node(&keys, None, vec![endpoint(9), endpoint(5)]).mistakes;
         assert!(back[0].contains("went back"), "{back:?}");
         let mut twice = node(&keys, None, Vec::new());

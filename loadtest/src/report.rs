@@ -58,6 +58,9 @@ pub struct PhaseResult {
     pub updates: u64,
     pub deletions: u64,
     pub disconnects: u64,
+    /// Of those, by servers that named where to go.
+    #[serde(default)]
+    pub sent_on: u64,
     pub latency: Percentiles,
     /// What the typhas counted meanwhile, where they could be asked.
     pub servers: Option<Served>,
@@ -172,8 +175,8 @@ impl Report {
                 && phase.disconnects > 0
             {
                 line(format!(
-                    "  {} streams ended; then {by_delta} by delta, {by_digest} by digest, {by_snapshot} by snapshot; {} deletions",
-                    phase.disconnects, phase.deletions
+                    "  {} streams ended ({} sent on); then {by_delta} by delta, {by_digest} by digest, {by_snapshot} by snapshot; {} deletions",
+                    phase.disconnects, phase.sent_on, phase.deletions
                 ));
             }
         }

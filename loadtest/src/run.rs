@@ -15,7 +15,7 @@ use crate::fleet::{Fleet, Sample, Seen};
 use crate::latency::Latencies;
 use crate::limits;
 use crate::local::Local;
-use crate::node::Fault;
+use crate::node::{Fault, Keys};
 use crate::phase::Phase;
 use crate::relay::Relay;
 use crate::report::{Machine, PhaseResult, Report};
@@ -67,27 +67,15 @@ struct Run {
 pub async fn run(plan: Plan) -> Result<Report> {
     let cuts = plan.phases.iter().any(Phase::cuts);
     limits::descriptors(OTHER_DESCRIPTORS + plan.nodes as u64 * if cuts { 3 } else { 1 })?;
-    let (local, store, servers) = match plan.servers {
+    let (mut local, store, servers) = match plan.servers {
         Servers::Local(typhas) => {
             limits::memory(plan.nodes, plan.shape.objects())?;
             eprintln!("starting etcd and {typhas} typhas; their logs are in {}", plan.logs.display());
             let local = Local::start(typhas, &plan.logs).await?;
-            let servers = local.typhas.iter().map(|typha| typha.address.clone()).collect();
-            let store = Some(local.store.clone());
+            let (servers, store) = (local.addresses(), Some(local.store.clone()));
             (Some(local), store, servers)
         }
         Servers::Given { typhas, store } => (None, store, typhas),
-    };
-    let cluster = Cluster::new(plan.shape, plan.seed);
-    let source = match store {
-        Some(store) => {
-            let source = Source::new(open(&store).await.context("opening the datastore")?);
-            let objects = cluster.objects();
-            eprintln!("writing {} objects", objects.len());
-            source.fill(objects).await?;
-            Some(Arc::new(source))
-        }
-        None => None,
     };
     let stop = CancellationToken::new();
     let mut relays = Vec::new();
@@ -96,13 +84,29 @@ pub async fn run(plan: Plan) -> Result<Report> {
             relays.push(Relay::start(server.clone(), stop.clone()).await.context("starting a relay")?);
         }
     }
-    let reached = if cuts { relays.iter().map(Relay::address).collect() } else { servers.clone() };
+    let reached: Vec<String> =
+        if cuts { relays.iter().map(Relay::address).collect() } else { servers.clone() };
+    if let Some(local) = &mut local {
+        local.serve(&reached)?;
+    }
+    let cluster = Cluster::new(plan.shape, plan.seed);
+    let keys = if store.is_some() { Keys::accounted() } else { Keys::default() };
+    let source = match store {
+        Some(store) => {
+            let source = Source::new(open(&store).await.context("opening the datastore")?, keys.clone());
+            let objects = cluster.objects();
+            eprintln!("writing {} objects", objects.len());
+            source.fill(objects).await?;
+            Some(Arc::new(source))
+        }
+        None => None,
+    };
     let start = Instant::now();
     let latencies = Arc::new(Latencies::new(start));
     let names = cluster.nodes().take(plan.nodes).collect();
     let sample = Sample { fault: plan.fault, ..Sample::draw(plan.nodes, plan.sample, plan.seed) };
     let mut run = Run {
-        fleet: Fleet::new(reached, names, Seen { latencies: latencies.clone(), spread: None }, sample),
+        fleet: Fleet::new(reached, names, keys, Seen { latencies: latencies.clone(), spread: None }, sample),
         cluster,
         source,
         local,
@@ -198,7 +202,7 @@ impl Run {
         let ended = Instant::now();
         result.seconds = ended.duration_since(start).as_secs_f64();
         let truth = match &self.source {
-            Some(source) => source.truth(&self.fleet.keys).await?,
+            Some(source) => source.truth().await?,
             // Nothing to compare with but one another.
             None => self.fleet.first_state(),
         };
@@ -215,6 +219,7 @@ impl Run {
         result.updates = after.updates - before.updates;
         result.deletions = after.deletions - before.deletions;
         result.disconnects = after.disconnects - before.disconnects;
+        result.sent_on = after.sent_on - before.sent_on;
         result.latency = self.latencies.since_begin();
         if let (Some(before), Some(after)) = (served, self.probes.served().await) {
             result.servers = Some(sampler::between(&before, &after));
@@ -342,6 +347,11 @@ impl Run {
                 // Each node is served again before the next typha goes.
                 if let Err(late) = fleet.all_in_sync(patience).await {
                     outcome = Err(anyhow::anyhow!(late));
+                    return;
+                }
+                // So that the next one knows where to send its clients.
+                outcome = local.acquainted(patience).await;
+                if outcome.is_err() {
                     return;
                 }
                 tokio::time::sleep(Duration::from_secs(2)).await;

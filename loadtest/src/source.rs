@@ -19,13 +19,15 @@ const PREFIX: &str = "/calico/";
 
 pub struct Source {
     store: Arc<dyn Datastore>,
+    /// Told of each deletion before it is made.
+    keys: Keys,
     /// Objects of ours and their revisions.
     held: Mutex<HashMap<String, u64>>,
 }
 
 impl Source {
-    pub fn new(store: Arc<dyn Datastore>) -> Self {
-        Source { store, held: Mutex::default() }
+    pub fn new(store: Arc<dyn Datastore>, keys: Keys) -> Self {
+        Source { store, keys, held: Mutex::default() }
     }
 
     /// Puts a cluster into an empty datastore.
@@ -57,6 +59,7 @@ impl Source {
                 self.held().insert(key, revision);
             }
             Change::Delete(key) => {
+                self.keys.delete(&Processors::new().delete(&key).updates);
                 let deleted = self.store.delete(&key, None).await;
                 deleted.with_context(|| format!("deleting {key}"))?;
                 self.held().remove(&key);
@@ -78,14 +81,14 @@ impl Source {
     }
 
     /// What felix has to hold of it.
-    pub async fn truth(&self, keys: &Keys) -> Result<State> {
+    pub async fn truth(&self) -> Result<State> {
         let objects = self.store.get_prefix(PREFIX).await.context("reading the datastore")?;
         let mut processors = Processors::new();
         let mut state = State::default();
         let mut apply = |updates: Vec<Update>| {
             for update in updates {
                 if Kind::of(&update.key).is_some_and(|kind| Kind::FELIX.contains(&kind)) {
-                    state.apply(keys, update);
+                    state.apply(&self.keys, update);
                 }
             }
         };

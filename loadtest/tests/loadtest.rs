@@ -89,6 +89,57 @@ fn every_phase_ends_with_every_node_right() {
     assert!(compared.status.success() && text(&compared).contains("1.00"), "{}", text(&compared));
 }
 
+/// `BULRUSH_ROLLING` sets the number of nodes (at most 1,000, which is the default).
+#[test]
+fn rolling_restart_under_churn_sends_a_thousand_nodes_on_and_tells_none_a_deletion_that_was_none() {
+    if !installed() {
+        return;
+    }
+    let nodes = std::env::var("BULRUSH_ROLLING").unwrap_or_else(|_| "1000".into());
+    let folder = tempfile::tempdir().unwrap();
+    let ended = loadtest(
+        &[
+            &[
+                "run",
+                "--local",
+                "2",
+                "--preset",
+                "1000",
+                "--nodes",
+                &nodes,
+                "--pods",
+                "3000",
+                "--patience",
+                "120",
+            ][..],
+            &[
+                "--sample",
+                "1",
+                "--phase",
+                "rolling:rate=50",
+                "--report",
+                &folder.path().display().to_string(),
+            ],
+        ]
+        .concat(),
+    );
+    // Every node holds what the datastore holds; a deletion that nobody made would have been a failure.
+    assert!(ended.status.success(), "{}", text(&ended));
+    println!("{}", text(&ended));
+    let nodes: f64 = nodes.parse().unwrap();
+    let report = report(folder.path());
+    let rolling = &report["phases"][1];
+    let number = |name: &str| rolling[name].as_f64().unwrap();
+    assert!(number("writes") > 100.0 && number("deletions") > nodes, "{rolling}");
+    // All left the replica that they were on, half of them twice, and were told where to go.
+    assert!(number("disconnects") >= 1.4 * nodes, "{rolling}");
+    assert!(number("sent_on") >= 0.99 * number("disconnects"), "{rolling}");
+    let served = |name: &str| rolling["servers"][name].as_f64().unwrap();
+    assert_eq!(served("by_snapshot"), 0.0, "{rolling}");
+    // The other replica's share went with its process.
+    assert!(served("by_delta") >= 0.99 * nodes, "{rolling}");
+}
+
 #[test]
 fn planted_faults_are_found_and_named() {
     if !installed() {

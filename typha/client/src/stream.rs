@@ -58,13 +58,17 @@ pub(crate) enum End {
     Behind { server: String },
     #[error("{server} is not in sync with the datastore")]
     NotInSync { server: String },
-    #[error("{server} asks its clients to leave: {reason}")]
+    #[error("{server} asks its clients to leave: {reason}{}", targets(.servers))]
     GoAway { server: String, reason: String, servers: Vec<String>, not_before: Duration },
     #[error("{server} has data that is {} s old, and {better} has data of {} s", .age.as_secs(), .theirs.as_secs())]
     Stale { server: String, better: String, age: Duration, theirs: Duration },
     /// The agent has dropped its end.
     #[error("the agent has stopped listening")]
     AgentGone,
+}
+
+fn targets(servers: &[String]) -> String {
+    if servers.is_empty() { String::new() } else { format!(", for {}", servers.join(" or ")) }
 }
 
 /// What outlives streams.
