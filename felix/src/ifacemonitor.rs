@@ -1,7 +1,8 @@
 //! Events about interfaces, addresses and routes from the kernel.
 //!
-//! The socket's buffer is the bound: when it overflows (ENOBUFS) the kernel drops events and says so, and the
-//! reader gets [`Event::Lost`], after which it has to list everything again.
+//! The socket's buffer is the bound: when it overflows (ENOBUFS) the kernel drops events and says so once, and goes
+//! on dropping until the buffer is empty. What is still in it is older than any listing made now, so the socket is
+//! given up for a new one; then the reader gets [`Event::Lost`], after which it has to list everything again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -54,6 +55,7 @@ pub enum Event {
 
 pub struct Monitor {
     socket: TokioSocket,
+    overrun: bool,
 }
 
 impl Monitor {
@@ -64,16 +66,20 @@ impl Monitor {
         if let Err(error) = socket.socket_ref().set_rx_buf_sz(BUFFER_BYTES) {
             tracing::debug!(%error, "the event socket keeps its default buffer");
         }
-        Ok(Monitor { socket })
+        Ok(Monitor { socket, overrun: false })
     }
 
     /// The next events; may be empty. Safe to cancel.
     pub async fn next(&mut self) -> io::Result<Vec<Event>> {
-        match self.socket.recv_from_full().await {
-            Ok((bytes, _)) => Ok(events(&bytes)),
-            Err(error) if error.raw_os_error() == Some(ENOBUFS) => Ok(vec![Event::Lost]),
-            Err(error) => Err(error),
+        if !self.overrun {
+            match self.socket.recv_from_full().await {
+                Ok((bytes, _)) => return Ok(events(&bytes)),
+                Err(error) if error.raw_os_error() == Some(ENOBUFS) => self.overrun = true,
+                Err(error) => return Err(error),
+            }
         }
+        *self = Monitor::open()?;
+        Ok(vec![Event::Lost])
     }
 }
 

@@ -31,6 +31,7 @@ const ACTIVE_ENDPOINTS: &str = "felix_active_local_endpoints";
 const ACTIVE_POLICIES: &str = "felix_active_local_policies";
 const PROGRAMMED_AFTER: &str = "felix_programmed_latency_seconds";
 const CONFIG_ERRORS: &str = "felix_config_errors_total";
+const EVENTS_LOST: &str = "felix_netlink_overruns_total";
 
 /// Describes every series and creates those without labels at zero.
 pub fn describe() {
@@ -49,6 +50,10 @@ pub fn describe() {
         (UPDATES_PROCESSED, "updates that the calculation processed"),
         (OUTPUT_EVENTS, "changes that the calculation put out"),
         (CONFIG_ERRORS, "configuration parameters that were refused"),
+        (
+            EVENTS_LOST,
+            "times that the kernel dropped interface events, after which everything was listed again",
+        ),
     ] {
         describe_counter!(name, what);
         metrics::counter!(name).increment(0);
@@ -144,6 +149,10 @@ pub fn active(endpoints: usize, policies: usize) {
 
 pub fn programmed_after(latency: Duration) {
     metrics::histogram!(PROGRAMMED_AFTER).record(latency.as_secs_f64());
+}
+
+pub fn events_lost() {
+    metrics::counter!(EVENTS_LOST).increment(1);
 }
 
 pub fn config_error() {

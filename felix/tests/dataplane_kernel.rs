@@ -4,9 +4,12 @@
 
 mod dataplane_support;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use dataplane_support::{Lab, eventually, in_namespace};
+use felix::commands::{CommandError, Commands};
 use felix::ifacemonitor::{Event, Monitor};
 use felix::ipsets::IpSets;
 use felix::iptables::IpVersion;
@@ -82,6 +85,116 @@ fn a_set_with_other_parameters_is_swapped_while_rules_use_it() {
     });
 }
 
+/// Keeps what the programs are given.
+struct Recorded {
+    commands: Arc<dyn Commands>,
+    inputs: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Commands for Recorded {
+    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+        self.inputs.lock().unwrap().extend((!stdin.is_empty()).then(|| stdin.to_owned()));
+        self.commands.run(program, args, stdin).await
+    }
+}
+
+impl Recorded {
+    fn take(&self) -> String {
+        self.inputs.lock().unwrap().drain(..).collect()
+    }
+}
+
+#[test]
+fn a_set_of_100_000_members_grows_is_changed_by_difference_and_swapped() {
+    const BIG: &str = "cali40big";
+    in_namespace(&["ipset", "iptables-nft", "ip"], |lab| async move {
+        let recorded = Arc::new(Recorded { commands: lab.commands.clone(), inputs: Mutex::default() });
+        let members: Vec<String> =
+            (0..100_000u32).map(|n| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string()).collect();
+        let wanted = || members.iter().map(String::as_str);
+        let held = || {
+            let header = lab.sh(&format!("ipset list -terse {BIG}"));
+            let entries = header.lines().find_map(|line| line.strip_prefix("Number of entries: "));
+            entries.map(|number| number.parse::<usize>().unwrap())
+        };
+
+        // A limit that is too low: the set is refused, the others are written. Raised, it has its place.
+        let mut sets = IpSets::new(IpVersion::V4, recorded.clone(), 65_536);
+        sets.replace("big", IpSetKind::Net, wanted());
+        sets.replace("small", IpSetKind::Net, ["10.0.0.0/8"]);
+        for _ in 0..2 {
+            let error = sets.apply_updates().await.unwrap_err().to_string();
+            assert!(error.contains("Hash is full"), "{error}");
+        }
+        assert!(lab.sh("ipset save cali40small").contains("add cali40small 10.0.0.0/8"));
+        sets.set_max_size(262_144);
+        sets.apply_updates().await.unwrap();
+        assert_eq!(held(), Some(100_000));
+        lab.sh(&format!("iptables-nft -A FORWARD -m set --match-set {BIG} src -j DROP"));
+
+        // A few members: as many lines, whatever the size.
+        recorded.take();
+        sets.change("big", ["192.0.2.1", "192.0.2.2", "192.0.2.3"], ["10.0.0.5", "10.1.0.5"]);
+        assert_eq!(sets.apply_updates().await.unwrap(), 5);
+        let written = recorded.take();
+        let expected =
+            ["10.0.0.5", "10.1.0.5"].map(|member| format!("del {BIG} {member} -exist\n")).into_iter().chain(
+                ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|member| format!("add {BIG} {member} -exist\n")),
+            );
+        assert_eq!(written, expected.collect::<String>());
+        assert_eq!(held(), Some(100_001));
+
+        // Another run finds it, and repairs what differs only.
+        lab.sh(&format!("ipset del {BIG} 10.0.0.9; ipset add {BIG} 198.51.100.0/24"));
+        let mut sets = IpSets::new(IpVersion::V4, recorded.clone(), 262_144);
+        sets.replace("big", IpSetKind::Net, wanted());
+        sets.replace("small", IpSetKind::Net, ["10.0.0.0/8"]);
+        // Back: two of before and that one; away: three of before and that net.
+        assert_eq!(sets.apply_updates().await.unwrap(), 7);
+        assert_eq!(held(), Some(100_000));
+
+        // More room, while a rule uses it.
+        sets.set_max_size(1_048_576);
+        sets.apply_updates().await.unwrap();
+        assert_eq!(held(), Some(100_000));
+        assert!(lab.sh(&format!("ipset list -terse {BIG}")).contains("maxelem 1048576"));
+        assert!(!lab.sh("ipset list -name").contains("cali4t"));
+
+        sets.remove("big");
+        assert_eq!(sets.apply_deletions().await, 0, "a rule uses it");
+        lab.sh("iptables-nft -F FORWARD");
+        sets.queue_resync();
+        sets.apply_updates().await.unwrap();
+        assert_eq!(sets.apply_deletions().await, 1);
+        assert!(!lab.sh("ipset list -name").contains(BIG));
+    });
+}
+
+#[test]
+fn a_set_of_another_type_is_made_anew_once_no_rule_uses_it() {
+    in_namespace(&["ipset", "iptables-nft", "ip"], |lab| async move {
+        lab.sh("ipset create cali40free hash:ip; ipset add cali40free 10.0.0.1; ipset create cali40used hash:ip,port");
+        lab.sh("iptables-nft -A FORWARD -m set --match-set cali40used src,src -j DROP");
+        let mut sets = IpSets::new(IpVersion::V4, lab.commands.clone(), 1000);
+        for id in ["free", "used", "new"] {
+            sets.replace(id, IpSetKind::Net, ["10.0.0.0/8"]);
+        }
+        // The kernel swaps only sets of one type.
+        sets.apply_updates().await.unwrap_err();
+        let error = sets.apply_updates().await.unwrap_err().to_string();
+        assert!(error.contains("in use by a kernel component"), "{error}");
+        let saved = lab.sh("ipset save");
+        for name in ["cali40free", "cali40new"] {
+            assert!(saved.contains(&format!("create {name} hash:net ")), "{saved}");
+            assert!(saved.contains(&format!("add {name} 10.0.0.0/8")), "{saved}");
+        }
+        lab.sh("iptables-nft -F FORWARD");
+        sets.apply_updates().await.unwrap();
+        assert!(lab.sh("ipset save cali40used").contains("add cali40used 10.0.0.0/8"));
+    });
+}
+
 fn workload(interface: &str, nets: &[&str]) -> Workload {
     Workload {
         interface: interface.into(),
@@ -103,6 +216,7 @@ fn workload_routes_follow_interfaces_and_are_repaired() {
         lab.veth("cali1");
         lab.sh("ip link add eth0 type veth peer name peth0 && ip link set eth0 up && ip link set peth0 up && ip addr add 172.30.0.1/16 dev eth0");
         lab.sh("ip route add 9.9.9.0/24 via 172.30.0.9");
+        lab.running("cali1").await;
         let mut monitor = Monitor::open().unwrap();
         let mut routes = RouteTable::new(lab.commands.clone(), &IpVersion::ALL).unwrap();
         routes.set_workload("one".into(), Some(workload("cali1", &["10.0.0.1/32", "fd00::1/128"])));
@@ -182,6 +296,7 @@ fn workload_routes_follow_interfaces_and_are_repaired() {
 fn an_unknown_route_on_a_workload_interface_has_some_grace() {
     in_namespace(&["ip", "conntrack"], |lab| async move {
         lab.veth("cali1");
+        lab.running("cali1").await;
         lab.sh("ip route add 10.0.0.5 dev cali1");
         let mut routes = RouteTable::new(lab.commands.clone(), &[IpVersion::V4]).unwrap();
         assert_eq!(apply(&mut routes).await, 0);

@@ -4,83 +4,16 @@
 
 mod dataplane_support;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use dataplane_support::cluster::{cluster, config, policy, state};
 use dataplane_support::node::Node;
 use dataplane_support::{Lab, eventually, in_namespace};
 use felix::iptables::Backend;
-use syncer_common::model::{Key, PolicyKey, Update, Value, WorkloadEndpointKey, values};
+use syncer_common::model::Update;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const TOOLS: [&str; 5] = ["ip", "ipset", "iptables-nft-restore", "iptables-legacy-restore", "conntrack"];
-
-fn endpoint(name: &str, interface: &str, ip: &str) -> Update {
-    let key = WorkloadEndpointKey {
-        host: "n1".into(),
-        orchestrator: "k8s".into(),
-        workload: format!("default/{name}"),
-        endpoint: "eth0".into(),
-    };
-    let value = values::WorkloadEndpoint {
-        state: "active".into(),
-        name: interface.into(),
-        profile_ids: vec!["open".into()],
-        ipv4_nets: vec![format!("{ip}/32")],
-        labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
-        ..Default::default()
-    };
-    Update::set(Key::WorkloadEndpoint(key), Value::WorkloadEndpoint(value))
-}
-
-fn profile() -> Update {
-    let allow = || vec![values::Rule { action: "allow".into(), ..Default::default() }];
-    let rules = values::ProfileRules { inbound_rules: allow(), outbound_rules: allow() };
-    Update::set(Key::ProfileRules { name: "open".into() }, Value::ProfileRules(rules))
-}
-
-fn policy(name: &str, from: &str) -> Update {
-    let key = PolicyKey { kind: "NetworkPolicy".into(), namespace: "default".into(), name: name.into() };
-    let rule = values::Rule {
-        action: "allow".into(),
-        src: Some(values::EntityRule { selector: format!("app == \"{from}\""), ..Default::default() }),
-        ..Default::default()
-    };
-    let value = values::Policy {
-        namespace: "default".into(),
-        tier: "default".into(),
-        selector: "app == \"web\"".into(),
-        inbound_rules: vec![rule],
-        types: vec!["ingress".into()],
-        ..Default::default()
-    };
-    Update::set(Key::Policy(key), Value::Policy(value))
-}
-
-fn pool() -> Update {
-    let cidr = "10.65.0.0/16";
-    let value = values::IpPool { cidr: cidr.into(), masquerade: true, ..Default::default() };
-    Update::set(Key::IpPool { cidr: cidr.parse().unwrap() }, Value::IpPool(value))
-}
-
-fn cluster() -> Vec<Update> {
-    vec![
-        pool(),
-        profile(),
-        endpoint("web", "cali1", "10.65.0.1"),
-        endpoint("client", "cali2", "10.65.0.2"),
-        policy("web", "client"),
-    ]
-}
-
-/// Everything of ours in the kernel, without counters.
-fn state(lab: &Lab, backend: Backend) -> String {
-    let b = backend.name();
-    lab.sh(&format!(
-        "for t in iptables-{b}-save ip6tables-{b}-save; do $t | grep '^[-:*]' | sed 's/ \\[.*//'; done; \
-         ipset save | sed 's/ hashsize.*//' | sort; ip -d route; ip -6 -d route | sed '/fe80/d'"
-    ))
-}
 
 fn each_backend(test: impl AsyncFn(Lab, Backend) + Copy + Send + 'static) {
     for backend in [Backend::Nft, Backend::Legacy] {
@@ -120,7 +53,7 @@ fn what_is_calculated_is_in_the_kernel_when_it_is_acknowledged() {
         assert!(files.contains("k8s default%2Fweb eth0"), "{files}");
 
         // Another client is let in: the set of the new selector comes, the old one goes.
-        node.program(vec![policy("web", "web")]).await;
+        node.program(vec![policy("web", "web", "web")]).await;
         eventually(LIMIT, async || {
             let now = state(&lab, backend);
             let sets = now.matches("create cali40s:").count();
@@ -188,13 +121,8 @@ fn damage_by_hand_is_repaired_without_any_input() {
         lab.veth("cali1");
         lab.veth("cali2");
         let mut node = Node::start(&lab, backend).await;
-        let quick = BTreeMap::from([("IptablesPostWriteCheckIntervalSecs".to_owned(), "0.3".to_owned())]);
         let mut updates = cluster();
-        updates.extend(
-            quick
-                .into_iter()
-                .map(|(name, value)| Update::set(Key::GlobalConfig { name }, Value::Config(value))),
-        );
+        updates.push(config("IptablesPostWriteCheckIntervalSecs", "0.3"));
         node.program(updates).await;
         let before = state(&lab, backend);
         let program = format!("iptables-{}", backend.name());
@@ -227,11 +155,9 @@ fn configuration_applies_hot() {
             lab.sh("iptables-nft-save -t filter")
                 .contains("Configured DefaultEndpointToHostAction\" -j DROP")
         );
-        let set = |name: &str, value: &str| {
-            Update::set(Key::GlobalConfig { name: name.into() }, Value::Config(value.into()))
-        };
-        node.program(vec![set("DefaultEndpointToHostAction", "ACCEPT"), set("ChainInsertMode", "nonsense")])
-            .await;
+        let changes =
+            vec![config("DefaultEndpointToHostAction", "ACCEPT"), config("ChainInsertMode", "nonsense")];
+        node.program(changes).await;
         let now = lab.sh("iptables-nft-save -t filter");
         assert!(now.contains("Configured DefaultEndpointToHostAction\" -j ACCEPT"), "{now}");
         node.stop().await;

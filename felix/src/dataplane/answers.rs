@@ -7,16 +7,16 @@ use std::time::Instant;
 
 use felix_calc::explain::{self, Packet, Place, Protocol, Settings, contains, verdict};
 use ipnet::IpNet;
+use syncer_common::model::Key;
 
-use super::event_loop::workload_id;
 use super::model::Model;
+use super::status::{EndpointState, StatusFiles};
 use crate::ipsets::member::Protocol as PortProtocol;
 use crate::ipsets::{IpSets, Member};
 use crate::iptables::IpVersion;
 use crate::iptables::tables::Tables;
 use crate::routetable::RouteTable;
 use crate::rules::ANY_INTERFACE;
-use crate::rules::names::{self, EndpointChain};
 use crate::tunnels::Tunnels;
 
 /// What is to be known of the last passes.
@@ -33,25 +33,6 @@ pub struct History {
     pub refused: Vec<String>,
 }
 
-/// Where an endpoint stands after a pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndpointState {
-    Up,
-    Down,
-    /// A chain of it was refused by the kernel, or a host endpoint meets no interface.
-    Error,
-}
-
-impl EndpointState {
-    pub fn name(self) -> &'static str {
-        match self {
-            EndpointState::Up => "up",
-            EndpointState::Down => "down",
-            EndpointState::Error => "error",
-        }
-    }
-}
-
 /// What the dataplane holds, to answer from.
 pub struct Answers<'a> {
     pub model: &'a Model,
@@ -59,6 +40,7 @@ pub struct Answers<'a> {
     pub ipsets: &'a BTreeMap<IpVersion, IpSets>,
     pub routes: &'a RouteTable,
     pub tunnels: &'a Tunnels,
+    pub status: &'a StatusFiles,
     pub history: &'a History,
     pub started: bool,
     pub dirty: bool,
@@ -68,35 +50,26 @@ impl Answers<'_> {
     pub fn answer(&self, words: &[String]) -> Result<String, String> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
-            ["status"] => Ok(self.status()),
+            ["status"] => Ok(self.status_text()),
             ["explain", from, to, port, interface] => self.explain(from, to, port, interface),
             _ => Err(format!("felix does not know the question {words:?}")),
         }
     }
 
     /// By kind and name, each endpoint of this node.
-    pub fn endpoints(&self) -> Vec<(String, EndpointState)> {
-        let closed = |chain: &str| self.tables.closed().any(|(_, _, name, _)| name == chain);
+    fn endpoints(&self) -> Vec<(String, EndpointState)> {
         let workloads = self.model.workloads().map(|(key, endpoint)| {
-            let refused = [EndpointChain::FromWorkload, EndpointChain::ToWorkload]
-                .iter()
-                .any(|chain| closed(&names::endpoint_chain(*chain, &endpoint.interface)));
-            let state = match endpoint.active && self.routes.is_up(&workload_id(key)) {
-                _ if refused => EndpointState::Error,
-                true => EndpointState::Up,
-                false => EndpointState::Down,
-            };
-            (format!("workload {} {} ({})", key.workload, key.endpoint, endpoint.interface), state)
+            let name = format!("workload {} {} ({})", key.workload, key.endpoint, endpoint.interface);
+            (name, self.status.state(&Key::WorkloadEndpoint(key.clone())))
         });
         let hosts = self.model.host_endpoints().map(|(key, _)| {
-            let governs = self.model.host_owners().values().any(|owner| owner == key);
-            let state = if governs { EndpointState::Up } else { EndpointState::Error };
+            let state = self.status.state(&Key::HostEndpoint(key.clone()));
             (format!("host endpoint {}", key.endpoint), state)
         });
         workloads.chain(hosts).collect()
     }
 
-    fn status(&self) -> String {
+    fn status_text(&self) -> String {
         let history = self.history;
         let ago = |at: Instant| format!("{:.1} s ago", at.elapsed().as_secs_f64());
         let mut lines = Vec::new();
@@ -135,6 +108,9 @@ impl Answers<'_> {
             lines.push(format!("last error, {}:", ago(at)));
             lines.extend(history.failures.iter().map(|failure| format!("  {failure}")));
         }
+        lines.extend(
+            self.status.failure().map(|failure| format!("status files cannot be written: {failure}")),
+        );
         for (version, table, chain, reason) in self.tables.closed() {
             lines.push(format!(
                 "closed by the kernel's refusal: {version:?} {} {chain}: {reason}",

@@ -16,8 +16,8 @@ use typha_client::CutId;
 use super::answers::{Answers, History};
 use super::model::{HostInterface, Model, Sink};
 use super::params::DataplaneParams;
-use super::status::StatusFiles;
-use crate::commands::Commands;
+use super::status::{StatusFiles, states};
+use crate::commands::{CommandError, Commands};
 use crate::config;
 use crate::control::Question;
 use crate::ifacemonitor::{Event, Monitor};
@@ -107,6 +107,9 @@ impl Dataplane {
         let Fixed { commands, backend, versions, local, status } = fixed;
         let tables =
             Tables::open(&commands, backend, &versions).await.context("looking for the iptables programs")?;
+        if let Err(error @ CommandError::Missing { .. }) = commands.run("ipset", &["version"], "").await {
+            return Err(error).context("looking for the ipset program");
+        }
         let restore = features::find_program(&*commands, IpVersion::V4, backend, "restore").await?;
         let features = features::detect_features(&*commands, &restore).await;
         let model = Model::new(&versions, features, local);
@@ -226,6 +229,7 @@ impl Dataplane {
             ipsets: &self.kernel.ipsets,
             routes: &self.kernel.routes,
             tunnels: &self.kernel.tunnels,
+            status: &self.status,
             history: &self.history,
             started: self.started,
             dirty: self.model_dirty && self.started,
@@ -266,6 +270,7 @@ impl Dataplane {
                 Event::Neighbour(change) => self.kernel.tunnels.on_neighbour(&change),
                 Event::Lost => {
                     tracing::info!("interface events were lost; listing everything again");
+                    metrics::events_lost();
                     self.kernel.routes.queue_resync();
                     self.kernel.tunnels.queue_resync();
                     self.addresses_due = self.addresses_due.or_else(soon);
@@ -275,6 +280,7 @@ impl Dataplane {
     }
 
     fn on_tick(&mut self) {
+        self.status.retry();
         if !self.swept {
             return;
         }
@@ -416,8 +422,10 @@ impl Dataplane {
                 self.kernel.tables.sweep_other(&self.commands, &self.versions).await;
             }
         }
-        if rules_in_place {
-            self.status.update(&self.model, &self.kernel.routes);
+        let states = states(&self.model, &self.kernel.tables, &self.kernel.routes);
+        match rules_in_place {
+            true => self.status.update(&self.model, states),
+            false => self.status.hold(states),
         }
         self.finish(started, set_lines, tables.lines, routes.writes + beyond.writes, &failures);
         failures.is_empty()

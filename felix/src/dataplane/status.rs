@@ -1,12 +1,14 @@
-//! Status files: one per workload endpoint that is up, for CNI plugins that wait until a pod is programmed.
+//! Where the node's endpoints stand after a pass: told to CNI plugins by files, and to typha by reports.
 //!
-//! A file exists while its endpoint is active, its interface up and its routes and rules are in the kernel. Files
-//! of endpoints that are gone, from this run or a former one, are removed after the first complete pass. The same is
-//! reported to typha, which writes it to the datastore.
+//! A file exists while its endpoint is active, its interface up and its routes and rules are in the kernel; CNI
+//! plugins wait for it. Files of endpoints that are gone, from this run or a former one, are removed after the first
+//! complete pass. What cannot be written (a full disk) is tried again every second; the other files are written.
+//! The states are reported to typha, which writes them to the datastore.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use felix_calc::output::WorkloadEndpoint;
 use serde::Serialize;
@@ -15,9 +17,13 @@ use typha_client::Reports;
 
 use super::event_loop::workload_id;
 use super::model::Model;
+use crate::iptables::tables::Tables;
 use crate::routetable::RouteTable;
+use crate::rules::names::{self, EndpointChain};
 
 const FOLDER: &str = "endpoint-status";
+/// How long after a failure files are tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,14 +34,71 @@ struct Content<'a> {
     ipv6_nets: Vec<String>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointState {
+    Up,
+    Down,
+    /// The kernel refused a chain of it or would not set up its interface, its rules cannot be written at all, or it
+    /// is a host endpoint that meets no interface.
+    Error,
+}
+
+impl EndpointState {
+    pub fn name(self) -> &'static str {
+        match self {
+            EndpointState::Up => "up",
+            EndpointState::Down => "down",
+            EndpointState::Error => "error",
+        }
+    }
+}
+
+/// By key, each endpoint of this node.
+pub fn states(model: &Model, tables: &Tables, routes: &RouteTable) -> BTreeMap<Key, EndpointState> {
+    let closed: BTreeSet<&str> = tables.closed().map(|(_, _, chain, _)| chain).collect();
+    let refused = |chains: &[EndpointChain], interface: &str| {
+        chains.iter().any(|chain| closed.contains(names::endpoint_chain(*chain, interface).as_str()))
+    };
+    let workloads = model.workloads().map(|(key, endpoint)| {
+        let id = workload_id(key);
+        let chains = [EndpointChain::FromWorkload, EndpointChain::ToWorkload];
+        let state = match endpoint.active && routes.is_up(&id) {
+            _ if refused(&chains, &endpoint.interface) || routes.has_failed(&id) => EndpointState::Error,
+            true => EndpointState::Up,
+            false => EndpointState::Down,
+        };
+        (Key::WorkloadEndpoint(key.clone()), state)
+    });
+    let hosts = model.host_endpoints().map(|(key, _)| {
+        let chains = [
+            EndpointChain::FromHost,
+            EndpointChain::ToHost,
+            EndpointChain::FromHostForward,
+            EndpointChain::ToHostForward,
+        ];
+        let mut interfaces =
+            model.host_owners().iter().filter(|(_, owner)| *owner == key).map(|(name, _)| name).peekable();
+        let absent = interfaces.peek().is_none();
+        let state = match absent || interfaces.any(|interface| refused(&chains, interface)) {
+            true => EndpointState::Error,
+            false => EndpointState::Up,
+        };
+        (Key::HostEndpoint(key.clone()), state)
+    });
+    workloads.chain(hosts).collect()
+}
+
 /// Nothing is written while there is no folder to write to.
 #[derive(Debug, Default)]
 pub struct StatusFiles {
     folder: Option<PathBuf>,
     reports: Reports,
+    states: BTreeMap<Key, EndpointState>,
+    wanted: BTreeMap<String, String>,
     written: BTreeMap<String, String>,
     read: bool,
-    reported: bool,
+    /// Since when something cannot be written, and what.
+    failed: Option<(Instant, String)>,
 }
 
 impl StatusFiles {
@@ -50,37 +113,81 @@ impl StatusFiles {
         StatusFiles { reports, ..self }
     }
 
-    /// After a pass: writes and removes what changed.
-    pub fn update(&mut self, model: &Model, routes: &RouteTable) {
-        let up = |key: &WorkloadEndpointKey, endpoint: &WorkloadEndpoint| {
-            endpoint.active && routes.is_up(&workload_id(key))
-        };
-        self.reports.endpoints(model.workloads().map(|(key, endpoint)| {
-            (Key::WorkloadEndpoint(key.clone()), if up(key, endpoint) { "up" } else { "down" })
-        }));
+    /// As of the last pass.
+    pub fn state(&self, key: &Key) -> EndpointState {
+        self.states.get(key).copied().unwrap_or(EndpointState::Down)
+    }
+
+    /// Why files are missing.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.as_ref().map(|(_, failure)| failure.as_str())
+    }
+
+    /// After a pass that wrote all rules: writes and removes what changed.
+    pub fn update(&mut self, model: &Model, states: BTreeMap<Key, EndpointState>) {
+        self.states = states;
+        self.report();
         self.reports.process(true);
-        let Some(folder) = self.folder.clone() else { return };
-        let wanted: BTreeMap<String, String> = model
+        let up =
+            |key: &WorkloadEndpointKey| self.state(&Key::WorkloadEndpoint(key.clone())) == EndpointState::Up;
+        self.wanted = model
             .workloads()
-            .filter(|(key, endpoint)| up(key, endpoint))
+            .filter(|(key, _)| up(key))
             .map(|(key, endpoint)| (file_name(key), content(endpoint)))
             .collect();
-        match self.write(&folder, &wanted) {
-            Ok(()) => self.reported = false,
-            Err(error) if self.reported => tracing::debug!(%error, "status files could not be written"),
-            Err(error) => {
-                self.reported = true;
-                tracing::warn!(folder = %folder.display(), %error, "status files could not be written; trying again at the next change");
+        self.write_files();
+    }
+
+    /// After a pass that could not write all rules. What was up still is; what would have come up cannot.
+    pub fn hold(&mut self, mut states: BTreeMap<Key, EndpointState>) {
+        for (key, state) in &mut states {
+            if *state == EndpointState::Up && self.state(key) != EndpointState::Up {
+                *state = EndpointState::Error;
             }
+        }
+        self.states = states;
+        self.report();
+    }
+
+    fn report(&self) {
+        self.reports.endpoints(self.states.iter().map(|(key, state)| (key.clone(), state.name())));
+    }
+
+    /// Tries again what could not be written, now and then.
+    pub fn retry(&mut self) {
+        if self.failed.as_ref().is_some_and(|(at, _)| at.elapsed() >= RETRY) {
+            self.write_files();
         }
     }
 
-    fn write(&mut self, folder: &Path, wanted: &BTreeMap<String, String>) -> io::Result<()> {
-        if self.written == *wanted && self.read {
+    fn write_files(&mut self) {
+        let Some(folder) = self.folder.clone() else { return };
+        let Err(error) = self.write(&folder) else {
+            if self.failed.take().is_some() {
+                tracing::info!(folder = %folder.display(), "status files are written again");
+            }
+            return;
+        };
+        let failure = format!("{}: {error}", folder.display());
+        match &self.failed {
+            Some((_, before)) if *before == failure => {
+                tracing::debug!(failure, "status files could not be written")
+            }
+            _ => {
+                tracing::warn!(failure, "status files could not be written; CNI plugins wait; trying again")
+            }
+        }
+        self.failed = Some((Instant::now(), failure));
+    }
+
+    /// Every file on its own; says which failed first.
+    fn write(&mut self, folder: &Path) -> io::Result<()> {
+        if self.read && self.written == self.wanted {
             return Ok(());
         }
-        std::fs::create_dir_all(folder)?;
         if !self.read {
+            std::fs::create_dir_all(folder)?;
+            self.written.clear();
             for entry in std::fs::read_dir(folder)? {
                 let entry = entry?;
                 let name = entry.file_name().to_string_lossy().into_owned();
@@ -88,22 +195,46 @@ impl StatusFiles {
             }
             self.read = true;
         }
-        for (name, text) in wanted.iter().filter(|(name, text)| self.written.get(*name) != Some(*text)) {
-            let temporary = folder.join(format!(".{name}"));
-            std::fs::write(&temporary, text)?;
-            std::fs::rename(&temporary, folder.join(name))?;
-        }
-        let stale: BTreeSet<_> =
-            self.written.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        let mut failure = None;
+        let mut failed = |name: &str, error: io::Error| {
+            failure.get_or_insert_with(|| io::Error::new(error.kind(), format!("{name}: {error}")));
+        };
+        // Removals first: they may make the room that the others need.
+        let stale: Vec<_> =
+            self.written.keys().filter(|name| !self.wanted.contains_key(*name)).cloned().collect();
         for name in stale {
             match std::fs::remove_file(folder.join(&name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => failed(&name, error),
+                _ => drop(self.written.remove(&name)),
             }
         }
-        self.written = wanted.clone();
-        Ok(())
+        for (name, text) in &self.wanted {
+            if self.written.get(name) == Some(text) {
+                continue;
+            }
+            match put(folder, name, text) {
+                Ok(()) => drop(self.written.insert(name.clone(), text.clone())),
+                Err(error) => {
+                    // Its folder may have gone.
+                    self.read &= error.kind() != io::ErrorKind::NotFound;
+                    failed(name, error);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
+}
+
+/// A reader sees the whole file or none.
+fn put(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+    let temporary = folder.join(format!(".{name}"));
+    let written =
+        std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, folder.join(name)));
+    if written.is_err() {
+        // It takes room, and is no file that anybody waits for. It may not even be there.
+        std::fs::remove_file(&temporary).ok();
+    }
+    written
 }
 
 fn content(endpoint: &WorkloadEndpoint) -> String {
@@ -150,10 +281,11 @@ mod tests {
         std::fs::write(folder.path().join("old"), "x").unwrap();
         std::fs::write(folder.path().join("same"), "text").unwrap();
         let before = std::fs::metadata(folder.path().join("same")).unwrap().modified().unwrap();
-        let mut files = StatusFiles::default();
-        let wanted =
-            BTreeMap::from([("same".to_owned(), "text".to_owned()), ("new".to_owned(), "y".to_owned())]);
-        files.write(folder.path(), &wanted).unwrap();
+        let mut files = StatusFiles {
+            wanted: [("same", "text"), ("new", "y")].map(|(name, text)| (name.into(), text.into())).into(),
+            ..StatusFiles::default()
+        };
+        files.write(folder.path()).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(folder.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -24,6 +24,11 @@ pub fn forward(versions: &[IpVersion]) -> Vec<SysctlError> {
     names.filter_map(|name| set(name, "1").err()).collect()
 }
 
+/// Whether the interface is gone, with its settings.
+pub fn is_gone(interface: &str) -> bool {
+    !Path::new(ROOT).join("ipv4/conf").join(interface).exists()
+}
+
 /// Byte and packet counts of connections, where the kernel tracks them at all.
 pub fn count_connections() {
     if let Err(error) = set("netfilter/nf_conntrack_acct", "1") {

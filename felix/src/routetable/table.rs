@@ -91,6 +91,8 @@ pub struct RouteTable {
     unknown_since: BTreeMap<Route, Instant>,
     /// Interfaces whose settings were written, by index.
     configured: BTreeMap<u32, (String, bool)>,
+    /// Interfaces that the kernel would not set up or give a route in the last pass.
+    failed: BTreeSet<String>,
     rp_filter: String,
     resync: bool,
     dirty: bool,
@@ -112,6 +114,7 @@ impl RouteTable {
             made: BTreeSet::new(),
             unknown_since: BTreeMap::new(),
             configured: BTreeMap::new(),
+            failed: BTreeSet::new(),
             rp_filter: sysctl::default_reverse_path_filter(),
             resync: true,
             dirty: true,
@@ -206,6 +209,11 @@ impl RouteTable {
             && (self.settings.disabled || workload.nets.iter().all(routed))
     }
 
+    /// Whether a workload's interface is there, but could not be set up or given its routes.
+    pub fn has_failed(&self, id: &str) -> bool {
+        self.workloads.get(id).is_some_and(|workload| self.failed.contains(&workload.interface))
+    }
+
     /// Routes as they would be with every interface up, for printing: destination and interface.
     pub fn described<'a>(workloads: impl Iterator<Item = &'a Workload>) -> BTreeSet<(IpNet, String)> {
         workloads.flat_map(|w| w.nets.iter().map(|net| (*net, w.interface.clone()))).collect()
@@ -225,15 +233,17 @@ impl RouteTable {
         self.resync = false;
         self.dirty = false;
         self.due = None;
+        self.failed.clear();
         self.configure_interfaces(&mut pass);
-        if !self.settings.disabled {
+        if self.settings.disabled {
+            metrics::routes(0);
+        } else {
             self.apply_routes(&mut pass).await;
             self.apply_neighbours(&mut pass).await;
         }
         if !pass.errors.is_empty() {
             self.resync = true;
         }
-        metrics::routes(self.routes.len());
         pass
     }
 
@@ -266,7 +276,10 @@ impl RouteTable {
                 Ok(()) => {
                     self.configured.insert(link.index, wanted);
                 }
+                // The event of its end is on its way.
+                Err(_) if sysctl::is_gone(&workload.interface) => {}
                 Err(source) => {
+                    self.failed.insert(workload.interface.clone());
                     pass.errors.push(RouteError::Interface { interface: workload.interface.clone(), source });
                 }
             }
@@ -327,6 +340,8 @@ impl RouteTable {
                     // The link event that follows brings us back.
                     Err(error) if error.is_down() || error.is_absent() => continue,
                     Err(error) => {
+                        let link = route.interface.and_then(|index| self.interfaces.by_index(index));
+                        self.failed.extend(link.map(|link| link.name.clone()));
                         pass.errors.push(error.into());
                         continue;
                     }
@@ -334,6 +349,7 @@ impl RouteTable {
             }
             self.made.insert(*dst);
         }
+        metrics::routes(wanted.values().filter(|(route, _)| self.routes.contains(route)).count());
         let now = Instant::now();
         let unwanted: Vec<Route> = self
             .routes

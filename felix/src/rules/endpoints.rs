@@ -265,7 +265,8 @@ impl Renderer {
             self.tier(spec, tier, &mut rules);
         }
         match spec.kind {
-            ChainKind::Forward if spec.tiers.is_empty() => {
+            // By direction: a policy for what comes in must not leave what goes out to the kernel chain's own policy.
+            ChainKind::Forward if spec.tiers.iter().all(|tier| tier.groups(spec.direction).is_empty()) => {
                 rules.push(always(set_mark(marks.accept)).comment("Allow forwarded traffic by default"));
                 rules.push(always(ret()).comment("Return for accepted forward traffic"));
             }
@@ -411,6 +412,9 @@ fn limit_connections(spec: &EndpointSpec<'_>, rules: &mut Vec<Rule>) {
 
 #[cfg(test)]
 mod tests {
+    use felix_calc::output::{PolicyRef, Tier};
+    use syncer_common::model::PolicyKey;
+
     use super::*;
     use crate::rules::RulesConfig;
 
@@ -423,6 +427,23 @@ mod tests {
             assert_eq!(chain.rules.len(), 1);
             assert_eq!(chain.rules[0].action, "--jump DROP");
         }
+    }
+
+    #[test]
+    fn forwarded_traffic_is_accepted_in_a_direction_without_policy() {
+        let renderer = Renderer::new(RulesConfig::default());
+        let key =
+            PolicyKey { kind: "GlobalNetworkPolicy".into(), namespace: String::new(), name: "in".into() };
+        let policy = PolicyRef { key, original_selector: "all()".into() };
+        let incoming = Tier { name: "default".into(), ingress: vec![policy], ..Tier::default() };
+        let endpoint = HostEndpoint { forward_tiers: vec![incoming], ..HostEndpoint::default() };
+        let chains = renderer.host_endpoint_chains(TableName::Filter, IpVersion::V4, "eth0", &endpoint);
+        let accepts = |name: &str| {
+            let chain = chains.iter().find(|chain| chain.name == name).expect("is rendered");
+            chain.rules.iter().any(|rule| rule.comments == ["Allow forwarded traffic by default"])
+        };
+        assert!(accepts("cali-thfw-eth0"));
+        assert!(!accepts("cali-fhfw-eth0"));
     }
 
     #[test]

@@ -3,14 +3,17 @@
 
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod cluster;
 pub mod node;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use felix::commands::{Commands, Processes};
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test in a new network namespace; skips it, saying why, where that cannot be.
@@ -81,6 +84,40 @@ impl Lab {
     /// A veth pair as a CNI plugin makes it, the other end in the same namespace.
     pub fn veth(&self, name: &str) {
         self.sh(&format!("ip link add {name} type veth peer name p{name} && ip link set p{name} up && ip link set {name} up"));
+    }
+}
+
+impl Lab {
+    /// Waits until the kernel counts an interface as running, which it does some time after it was set up.
+    pub async fn running(&self, name: &str) {
+        eventually(Duration::from_secs(20), async || {
+            let link = self.sh(&format!("ip -o link show {name}"));
+            if link.contains("state UP") { Ok(()) } else { Err(link) }
+        })
+        .await;
+    }
+}
+
+/// A file system in a folder, for the test's thread and its children alone; gone with this.
+pub struct Mount {
+    folder: PathBuf,
+}
+
+impl Mount {
+    /// `what`: `mount`'s words before the folder.
+    pub fn new(lab: &Lab, what: &str, folder: PathBuf) -> Mount {
+        unshare(CloneFlags::CLONE_NEWNS).expect("root may make a mount namespace");
+        let at = folder.display();
+        lab.sh(&format!("mount --make-rprivate / && mount {what} {at}"));
+        Mount { folder }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.folder, MntFlags::MNT_DETACH) {
+            eprintln!("{} stays mounted until the thread ends: {error}", self.folder.display());
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use felix_calc::output::Output;
 use syncer_common::model::Update;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use typha_client::CutId;
+use typha_client::{CutId, Reports};
 
 use super::Lab;
 
@@ -28,18 +28,20 @@ pub struct Node {
     pub batches: mpsc::Sender<Batch>,
     pub acks: watch::Receiver<Option<CutId>>,
     pub health: Health,
+    pub reports: Reports,
     cancel: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Node {
     pub async fn start(lab: &Lab, backend: Backend) -> Node {
+        let reports = Reports::default();
         let dataplane = Dataplane::open(Fixed {
             commands: lab.commands.clone(),
             backend,
             versions: IpVersion::ALL.to_vec(),
             local: BTreeMap::new(),
-            status: StatusFiles::new(&lab.path().join("status")),
+            status: StatusFiles::new(&lab.path().join("status")).reporting(reports.clone()),
         })
         .await
         .expect("the dataplane opens");
@@ -57,11 +59,19 @@ impl Node {
             health.register("dataplane", None),
             cancel.clone(),
         ));
-        Node { graph: Graph::new("n1"), seq: 0, batches, acks, health, cancel, task }
+        Node { graph: Graph::new("n1"), seq: 0, batches, acks, health, reports, cancel, task }
     }
 
     /// Feeds updates and waits until they are acknowledged. Returns what the calculation made of them.
     pub async fn program(&mut self, updates: Vec<Update>) -> Vec<Output> {
+        let (cut, outputs) = self.feed(updates).await;
+        let acked = self.acks.wait_for(|ack| ack.as_ref() == Some(&cut));
+        tokio::time::timeout(LIMIT, acked).await.expect("acknowledged in time").expect("the dataplane runs");
+        outputs
+    }
+
+    /// Feeds updates, and that is all.
+    pub async fn feed(&mut self, updates: Vec<Update>) -> (CutId, Vec<Output>) {
         updates.into_iter().for_each(|update| self.graph.on_update(update));
         self.graph.on_in_sync();
         self.seq += 1;
@@ -69,9 +79,17 @@ impl Node {
         let outputs = self.graph.flush();
         let batch = Batch { outputs: outputs.clone(), cut: Some(cut.clone()), arrived: Instant::now() };
         self.batches.send(batch).await.expect("the dataplane runs");
-        let acked = self.acks.wait_for(|ack| ack.as_ref() == Some(&cut));
-        tokio::time::timeout(LIMIT, acked).await.expect("acknowledged in time").expect("the dataplane runs");
-        outputs
+        (cut, outputs)
+    }
+
+    /// Ends it in the middle of whatever it does, with the programs that it runs.
+    pub async fn crash(self) {
+        self.cancel.cancel();
+        self.task.abort();
+        match self.task.await {
+            Ok(ended) => ended.expect("no failure"),
+            Err(error) => assert!(error.is_cancelled(), "{error}"),
+        }
     }
 
     pub async fn stop(self) {

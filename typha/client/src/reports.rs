@@ -104,6 +104,14 @@ impl Reports {
         self.change(|state| state.set(Subject::Bgp, Content::Bgp(BgpReport { sessions })));
     }
 
+    /// What is reported of an endpoint.
+    pub fn endpoint(&self, key: &Key) -> Option<&'static str> {
+        match self.lock().latest.get(&Subject::Endpoint(key.path().ok()?)) {
+            Some((_, Content::Endpoint(status))) => *status,
+            _ => None,
+        }
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
         let (before, after) = {
             let mut state = self.lock();
