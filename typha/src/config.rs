@@ -272,7 +272,11 @@ fn positive(settings: &Settings, name: &str) -> Result<Duration, SettingsError> 
 fn store(settings: &Settings) -> Result<StoreConfig, SettingsError> {
     let kind: String = settings.get("DatastoreType")?;
     match kind.to_ascii_lowercase().as_str() {
-        "etcdv3" | "etcd" => Ok(StoreConfig::Etcd(etcd(settings)?)),
+        "etcdv3" | "etcd" => {
+            let config = etcd(settings)?;
+            config.checked_endpoints().map_err(|error| settings.refuse("EtcdEndpoints", error))?;
+            Ok(StoreConfig::Etcd(config))
+        }
         "kubernetes" => Ok(StoreConfig::Kubernetes(kubernetes(settings)?)),
         "directory" => match settings.get::<Option<PathBuf>>("Directory")? {
             Some(path) => Ok(StoreConfig::directory(path)),

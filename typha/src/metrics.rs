@@ -17,6 +17,8 @@ const HELLOS_REFUSED: &str = "typha_hellos_refused_total";
 const SNAPSHOTS_GENERATED: &str = "typha_snapshots_generated";
 const SNAPSHOTS_ACTIVE: &str = "typha_snapshots_active";
 const SNAPSHOTS_WAITING: &str = "typha_snapshots_waiting";
+const SNAPSHOT_RAW_BYTES: &str = "typha_snapshot_raw_bytes";
+const SNAPSHOT_COMPRESSED_BYTES: &str = "typha_snapshot_compressed_bytes";
 const RESUMES: &str = "typha_resumes_total";
 const UPDATES_TOTAL: &str = "typha_updates_total";
 const UPDATES_SKIPPED: &str = "typha_updates_skipped";
@@ -48,6 +50,8 @@ pub struct Metrics {
     pub snapshots: Counter,
     pub snapshots_active: Gauge,
     pub snapshots_waiting: Gauge,
+    pub snapshot_raw_bytes: Gauge,
+    pub snapshot_compressed_bytes: Gauge,
     pub resumed_snapshot: Counter,
     pub resumed_delta: Counter,
     pub resumed_digest: Counter,
@@ -83,6 +87,8 @@ impl Metrics {
             snapshots: counter!(SNAPSHOTS_GENERATED),
             snapshots_active: gauge!(SNAPSHOTS_ACTIVE),
             snapshots_waiting: gauge!(SNAPSHOTS_WAITING),
+            snapshot_raw_bytes: gauge!(SNAPSHOT_RAW_BYTES),
+            snapshot_compressed_bytes: gauge!(SNAPSHOT_COMPRESSED_BYTES),
             resumed_snapshot: counter!(RESUMES, "verdict" => "snapshot"),
             resumed_digest: counter!(RESUMES, "verdict" => "digest"),
             resumed_delta: counter!(RESUMES, "verdict" => "delta"),
@@ -146,6 +152,8 @@ impl Metrics {
             &self.connections_streaming,
             &self.snapshots_active,
             &self.snapshots_waiting,
+            &self.snapshot_raw_bytes,
+            &self.snapshot_compressed_bytes,
             &self.cache_size,
             &self.tombstones,
             &self.seq,
@@ -188,6 +196,11 @@ fn describe() {
     describe_counter!(SNAPSHOTS_GENERATED, "Snapshots sent completely.");
     describe_gauge!(SNAPSHOTS_ACTIVE, "Snapshots that are being sent.");
     describe_gauge!(SNAPSHOTS_WAITING, "Streams that wait for their turn to be sent a snapshot.");
+    describe_gauge!(
+        SNAPSHOT_RAW_BYTES,
+        "Bytes of all segments of snapshots, as they were last sent compressed."
+    );
+    describe_gauge!(SNAPSHOT_COMPRESSED_BYTES, "The same segments' bytes after compression.");
     describe_counter!(RESUMES, "Verdicts on the tokens that clients offered.");
     describe_counter!(UPDATES_TOTAL, "Entries that changed in the cache.");
     describe_counter!(UPDATES_SKIPPED, "Updates that changed nothing agents read.");

@@ -137,6 +137,80 @@ fn help_explains_every_setting_and_bad_values_are_named() {
     assert!(!refused.status.success() && text.contains("TYPHA_SERVERPORT"), "{text}");
 }
 
+/// It may live for an hour when it is asked to end, which is far longer than the test waits for its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_ends_with_the_last_agent_and_at_once_without_any() {
+    let store = tempfile::tempdir().unwrap();
+    write_pool(store.path(), "10.65.0.0/16");
+    let path = store.path().display().to_string();
+    let settings = [
+        ("TYPHA_DATASTORETYPE", "directory"),
+        ("TYPHA_DIRECTORY", path.as_str()),
+        ("TYPHA_SHUTDOWNTIMEOUTSECS", "3600"),
+    ];
+    let mut unused = Typha::start(&settings);
+    unused.ready().await;
+    assert!(unused.process.terminate().success());
+    let mut used = Typha::start(&settings);
+    used.ready().await;
+    let agent = Agent::start(&[used.server.to_string()], "felix");
+    eventually("the pool", || holds_pool(&agent)).await;
+    assert!(used.process.terminate().success());
+    eventually("the word of it", || {
+        agent.look().disconnected.first().is_some_and(|reason| reason.contains("draining"))
+    })
+    .await;
+    assert!(holds_pool(&agent) && agent.look().deletions.is_empty());
+}
+
+/// The status line of an answer, and the text.
+fn answer(typha: &Typha, path: &str) -> (String, String) {
+    let text = typha.get(path).unwrap();
+    (text.lines().next().unwrap().to_owned(), text)
+}
+
+#[tokio::test]
+async fn datastore_that_is_down_at_the_start_is_waited_for() {
+    let Some(mut etcd) = EtcdServer::start().await else { return };
+    let store = open(&etcd.config()).await.unwrap();
+    store.create(POOL_PATH, POOL.into()).await.unwrap();
+    etcd.stop();
+    let endpoint = etcd.endpoint();
+    let typha = Typha::start(&[("TYPHA_ETCDENDPOINTS", endpoint.as_str())]);
+    // Where it has looked, and that it goes on looking.
+    eventually("the reason", || typha.logged(&endpoint) && typha.logged("trying again")).await;
+    let (line, text) = answer(&typha, "/readiness");
+    assert!(line.contains(" 503 ") && text.contains("not in sync with the datastore yet"), "{text}");
+    assert!(answer(&typha, "/liveness").0.contains(" 200 "), "a restart would not help");
+    let agent = Agent::start(&[typha.server.to_string()], "felix");
+    eventually("a stream", || !agent.look().connected.is_empty()).await;
+
+    etcd.restart().await;
+    typha.ready().await;
+    eventually("the pool", || holds_pool(&agent)).await;
+    eventually("a proven state", || agent.look().in_sync == 1).await;
+    assert!(agent.look().deletions.is_empty());
+}
+
+#[tokio::test]
+async fn endpoint_that_is_none_is_refused_and_one_where_nobody_answers_is_named() {
+    let refused = Command::new(env!("CARGO_BIN_EXE_typha"))
+        .env_clear()
+        .env("TYPHA_ETCDENDPOINTS", "ftp://example.org:21")
+        .arg("--check-config")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && text.contains("ftp://example.org:21"), "{text}");
+
+    let nobody = format!("http://127.0.0.1:{}", harness::process::free_port());
+    let mut typha = Typha::start(&[("TYPHA_ETCDENDPOINTS", nobody.as_str())]);
+    eventually("the endpoint to be named", || typha.logged(&nobody)).await;
+    assert!(answer(&typha, "/liveness").0.contains(" 200 "));
+    assert!(answer(&typha, "/readiness").0.contains(" 503 "));
+    assert!(typha.process.terminate().success(), "it ends when it is asked to, all the same");
+}
+
 #[test]
 fn settings_are_checked_without_starting_anything() {
     let run = |variables: &[(&str, &str)]| {

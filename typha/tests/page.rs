@@ -47,7 +47,9 @@ async fn browser_shows_replica_clients_lag_and_size() {
         ("TYPHA_DIRECTORY", &folder),
         ("TYPHA_REPLICANAME", "typha-1"),
     ]);
-    typha.ready().await;
+    // The first listing of a new folder is an empty one: its files get their revisions then.
+    eventually("the pools", || typha.get("/status.json").is_some_and(|text| text.contains(r#""IPPool":40"#)))
+        .await;
     let servers = [typha.server.to_string()];
     // What a client calls itself is text, and no markup.
     let nodes = ["rack1-node1", "rack1-node2", "rack2-node1", "<b>bold</b>"];
@@ -80,6 +82,19 @@ async fn browser_shows_replica_clients_lag_and_size() {
     );
     assert_eq!(fact("Lag p50 / p99 / max"), "0.0 s / 0.0 s / 0.0 s");
     assert!(fact("Snapshot").ends_with(" kB") && fact("Sent per second").ends_with(" kB"), "{text}");
+    let (packed, share) = fact("Snapshot, compressed")
+        .split_once(" kB (")
+        .map(|(size, share)| {
+            (size.parse::<f64>().unwrap(), share.strip_suffix(" %)").unwrap().parse::<f64>().unwrap())
+        })
+        .unwrap();
+    let plain: f64 = fact("Snapshot").strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(
+        packed > 0.0 && packed < plain && (1.0..100.0).contains(&share),
+        "{packed} kB, {share} % of {plain} kB"
+    );
+    // In the time that the browser makes up, too little passes for a heartbeat.
+    assert!(fact("Frames per second").parse::<f64>().is_ok(), "{text}");
     assert_eq!(fact("Snapshots under way / waiting"), "0 / 0");
     assert!(text.contains("<td>IPPool</td><td>40</td>"), "{text}");
     assert_eq!(text.matches("<td>rack1-node1</td>").count(), 2);

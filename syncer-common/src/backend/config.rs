@@ -95,7 +95,7 @@ impl StoreConfig {
 
 impl EtcdConfig {
     /// Endpoints with scheme, checked together with the credentials.
-    pub(super) fn checked_endpoints(&self) -> Result<Vec<String>> {
+    pub fn checked_endpoints(&self) -> Result<Vec<String>> {
         let invalid = |what: &str, reason: &str| Error::Invalid { what: what.into(), reason: reason.into() };
         if self.endpoints.is_empty() {
             return Err(invalid("etcd endpoints", "none given"));

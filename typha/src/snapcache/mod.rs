@@ -34,7 +34,7 @@ pub use flights::{Freeze, Subscription};
 pub use frame::compress;
 pub use history::event_hash;
 pub use positions::Resume;
-pub use segments::Place;
+pub use segments::{Packed, Place};
 pub use stand::Stand;
 
 /// What every stream waits for.
@@ -171,6 +171,11 @@ impl Shared {
     /// A segment of a snapshot that began at `base`: see `segments`.
     pub fn segment(&self, place: Place, base: u64, zstd: bool) -> (Vec<Bytes>, Option<u16>) {
         self.segments.pull(place, base, zstd, || self.read(), Instant::now())
+    }
+
+    /// The size of snapshots, as they were last sent compressed.
+    pub fn packed(&self) -> Option<Packed> {
+        self.segments.packed()
     }
 
     /// Drops what nobody has used for a while.

@@ -29,6 +29,8 @@ const MOMENT: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Segments {
     slots: Mutex<HashMap<(Kind, u16, bool), SharedSlot>>,
+    /// Of what was built compressed last, by kind and first leaf.
+    sizes: Mutex<HashMap<(Kind, u16), Size>>,
     base: Mutex<Option<(u64, Instant)>>,
 }
 
@@ -42,6 +44,19 @@ struct Slot {
     seq: u64,
     messages: Vec<Bytes>,
     pulled: Option<Instant>,
+}
+
+/// Bytes of messages, before and after compression.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    pub plain: usize,
+    pub packed: usize,
+}
+
+/// Of the segment of these leaves.
+struct Size {
+    leaves: RangeInclusive<u16>,
+    packed: Packed,
 }
 
 /// Where a reader is.
@@ -92,12 +107,34 @@ impl Segments {
             let (members, seq) = read().members(kind, leaves.clone());
             let pages = encode::pages(&members);
             slot.messages = match zstd {
-                true => pages.into_iter().map(|page| compress(&page).unwrap_or(page)).collect(),
+                true => {
+                    let plain = pages.iter().map(Bytes::len).sum();
+                    let messages: Vec<Bytes> =
+                        pages.into_iter().map(|page| compress(&page).unwrap_or(page)).collect();
+                    self.note(kind, &leaves, Packed { plain, packed: messages.iter().map(Bytes::len).sum() });
+                    messages
+                }
                 false => pages,
             };
             (slot.leaves, slot.seq) = (Some(leaves), seq);
         }
         (slot.messages.clone(), next)
+    }
+
+    fn note(&self, kind: Kind, leaves: &RangeInclusive<u16>, packed: Packed) {
+        let mut sizes = lock(&self.sizes);
+        // A kind that grew is sent in other pieces than before.
+        sizes.retain(|(of, _), Size { leaves: held, .. }| {
+            *of != kind || held.end() < leaves.start() || leaves.end() < held.start()
+        });
+        sizes.insert((kind, *leaves.start()), Size { leaves: leaves.clone(), packed });
+    }
+
+    /// What all segments were when they were last sent compressed; nothing if none was.
+    pub fn packed(&self) -> Option<Packed> {
+        let sizes = lock(&self.sizes);
+        let all = sizes.values().map(|size| size.packed);
+        all.reduce(|a, b| Packed { plain: a.plain + b.plain, packed: a.packed + b.packed })
     }
 
     /// Drops what nobody needs any more.

@@ -217,6 +217,7 @@ impl Connection {
             if let Some(bytes) = self.queue.pop_front() {
                 self.context.metrics.sent_bytes.increment(bytes.len() as u64);
                 self.context.sent_bytes.fetch_add(bytes.len() as u64, Relaxed);
+                self.context.sent_frames.fetch_add(1, Relaxed);
                 return Ok(Some(bytes));
             }
             match &mut self.phase {

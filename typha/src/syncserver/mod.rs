@@ -145,6 +145,7 @@ struct Context {
     admission: Arc<Admission>,
     /// Handed to streams since the start.
     sent_bytes: AtomicU64,
+    sent_frames: AtomicU64,
     reports: Arc<Inbox>,
     secrets: Arc<Secrets>,
     heads: heads::Heads,
@@ -233,6 +234,7 @@ impl Server {
             options,
             registry: Registry::default(),
             sent_bytes: AtomicU64::new(0),
+            sent_frames: AtomicU64::new(0),
             reports: Arc::default(),
             secrets: Arc::default(),
             heads: heads::Heads::default(),
@@ -325,6 +327,9 @@ async fn beat(context: &Context) {
         context.heartbeat.send_replace(context.heartbeat());
         context.metrics.snapshots_active.set(context.admission.active() as f64);
         context.metrics.snapshots_waiting.set(context.admission.waiting() as f64);
+        let size = context.cache.packed().unwrap_or_default();
+        context.metrics.snapshot_raw_bytes.set(size.plain as f64);
+        context.metrics.snapshot_compressed_bytes.set(size.packed as f64);
         context.cache.cool();
     }
 }

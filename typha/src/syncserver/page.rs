@@ -36,6 +36,7 @@ fn status(context: &Context) -> Value {
         here.chain(gone.iter().map(|client| describe(context, client, false))).collect()
     };
     let freshness = context.freshness();
+    let packed = context.cache.packed();
     let cache = context.cache.read();
     let entries: serde_json::Map<String, Value> =
         cache.live().iter().map(|(kind, count)| (kind.name().to_owned(), json!(count))).collect();
@@ -53,7 +54,9 @@ fn status(context: &Context) -> Value {
         "position": cache.head(),
         "entries": entries,
         "snapshotBytes": cache.state_bytes(),
+        "snapshotCompressed": packed.map(|size| json!({"bytes": size.packed, "of": size.plain})),
         "sentBytes": context.sent_bytes.load(Relaxed),
+        "sentFrames": context.sent_frames.load(Relaxed),
         "snapshotsActive": context.admission.active(),
         "snapshotsWaiting": context.admission.waiting(),
         "tombstones": cache.tombstones(),
