@@ -125,6 +125,16 @@ pub const SPECS: &[Spec] = &[
     spec("PrometheusMetricsHost", "", "Address of the metrics port; empty = all addresses"),
     spec("PrometheusMetricsPort", "9093", "Metrics port; may be the health port if the hosts are equal"),
     spec(
+        "TracingEndpoint",
+        "",
+        "OpenTelemetry collector for traces of updates, OTLP over gRPC (http://host:4317); empty = no traces",
+    ),
+    spec(
+        "TracingSampleRatio",
+        "0.01",
+        "Which part of the revisions is traced, the same ones by all replicas",
+    ),
+    spec(
         "LogSeverityScreen",
         "info",
         "Level (error, warn, info, debug, trace) or filter (info,typha=debug) of the log",
@@ -146,6 +156,8 @@ pub struct Config {
     pub status_writes: f64,
     pub health: Option<Endpoint>,
     pub metrics: Option<Endpoint>,
+    /// The OpenTelemetry collector, and the part of the revisions that is traced.
+    pub tracing: Option<(tonic::transport::Endpoint, f64)>,
     pub log_level: String,
     pub log_format: Format,
 }
@@ -191,6 +203,7 @@ impl Config {
             },
             health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
             metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
+            tracing: tracing(settings)?,
             log_level: settings.get("LogSeverityScreen")?,
             log_format: logging::format(&format).map_err(|error| settings.refuse("LogFormat", error))?,
         })
@@ -219,6 +232,25 @@ fn tls(settings: &Settings) -> Result<Option<ServerTls>, SettingsError> {
     let [ca, cert, key] = files.map(|name| settings.get::<PathBuf>(name));
     let files = Files { ca: ca?, cert: cert?, key: key? };
     ServerTls::new(files, clients).map(Some).map_err(|error| settings.refuse("ServerCertFile", error))
+}
+
+fn tracing(settings: &Settings) -> Result<Option<(tonic::transport::Endpoint, f64)>, SettingsError> {
+    let endpoint: String = settings.get("TracingEndpoint")?;
+    if endpoint.is_empty() {
+        return Ok(None);
+    }
+    if !endpoint.starts_with("http://") {
+        let reason = format!(
+            "{endpoint:?} is not http://host:port: for TLS, use a collector on this host that forwards"
+        );
+        return Err(settings.refuse("TracingEndpoint", reason));
+    }
+    let endpoint = tonic::transport::Endpoint::from_shared(endpoint)
+        .map_err(|error| settings.refuse("TracingEndpoint", error))?;
+    match settings.get::<f64>("TracingSampleRatio")? {
+        ratio if (0.0..=1.0).contains(&ratio) => Ok(Some((endpoint, ratio))),
+        _ => Err(settings.refuse("TracingSampleRatio", "has to be from 0 to 1")),
+    }
 }
 
 fn discovery(settings: &Settings) -> Result<Discovery, SettingsError> {

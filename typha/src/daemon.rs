@@ -29,6 +29,7 @@ use crate::reports::{self, Inbox};
 use crate::secrets::{self, Secrets};
 use crate::snapcache::{Cache, Shared};
 use crate::syncserver::Server;
+use crate::traces::{Exporter, Traces};
 
 /// Events between the syncer and the pipeline. A listing is one event.
 const EVENTS: usize = 64;
@@ -62,8 +63,16 @@ pub async fn run(config: Config, reload: Reload) -> anyhow::Result<()> {
     let cache = Shared::new(Cache::new(epoch, config.accept_history.clone()));
     let intake = Arc::new(Intake::default());
     let drain = config.options.drain;
+    let replica = config.options.replica.clone();
+    let mut options = config.options;
+    let tracing = config.tracing.map(|(endpoint, ratio)| {
+        let (traces, finished) = Traces::new(&replica, ratio);
+        options.traces = Some(traces.clone());
+        (traces, finished, Exporter::new(endpoint, &replica, metrics.clone()))
+    });
+    let traces = options.traces.clone();
     let server =
-        Server::bind(&config.server, cache.clone(), intake.clone(), metrics.clone(), config.options).await?;
+        Server::bind(&config.server, cache.clone(), intake.clone(), metrics.clone(), options).await?;
 
     http.merge(server.page());
 
@@ -83,8 +92,20 @@ pub async fn run(config: Config, reload: Reload) -> anyhow::Result<()> {
     let reports =
         Reports { inbox: server.reports(), per_second: config.status_writes, metrics: metrics.clone() };
     let secrets = server.secrets();
+    if let Some((traces, finished, exporter)) = tracing {
+        let (metrics, stopped) = (metrics.clone(), stopped.clone());
+        tasks.spawn("traces", async move {
+            tokio::select! {
+                () = traces.finish(&metrics) => {}
+                () = exporter.run(finished) => {}
+                () = stopped.cancelled() => {}
+            }
+            Ok(())
+        });
+    }
     let pipeline = Pipeline::new(cache.clone(), intake, metrics)
         .use_pod_cidr(config.use_pod_cidr)
+        .traces(traces)
         .secrets(secrets.clone());
     let passwords = Passwords { secrets, namespace: config.secret_namespace };
     tasks.spawn("datastore", follow(config.store, pipeline, reports, passwords, stopped.clone()));

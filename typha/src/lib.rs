@@ -17,3 +17,4 @@ pub mod reports;
 pub mod secrets;
 pub mod snapcache;
 pub mod syncserver;
+pub mod traces;

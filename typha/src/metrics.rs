@@ -38,6 +38,7 @@ const REPORTS: &str = "typha_reports_total";
 const REPORTS_REFUSED: &str = "typha_reports_refused_total";
 const REPORT_WRITES: &str = "typha_report_writes_total";
 const REPORT_WRITES_FAILED: &str = "typha_report_writes_failed_total";
+const TRACES_DROPPED: &str = "typha_traces_dropped_total";
 
 #[derive(Clone)]
 pub struct Metrics {
@@ -72,6 +73,7 @@ pub struct Metrics {
     pub reports_refused: Counter,
     pub report_writes: Counter,
     pub report_writes_failed: Counter,
+    pub traces_dropped: Counter,
 }
 
 impl Metrics {
@@ -109,6 +111,7 @@ impl Metrics {
             reports_refused: counter!(REPORTS_REFUSED),
             report_writes: counter!(REPORT_WRITES),
             report_writes_failed: counter!(REPORT_WRITES_FAILED),
+            traces_dropped: counter!(TRACES_DROPPED),
         };
         metrics.zero();
         metrics
@@ -144,6 +147,7 @@ impl Metrics {
             &self.reports_refused,
             &self.report_writes,
             &self.report_writes_failed,
+            &self.traces_dropped,
         ] {
             counter.increment(0);
         }
@@ -223,5 +227,6 @@ fn describe() {
     describe_counter!(REPORTS, "Status reports received from agents.");
     describe_counter!(REPORTS_REFUSED, "Status reports refused: of another node, or not readable.");
     describe_counter!(REPORT_WRITES, "Writes of status to the datastore.");
+    describe_counter!(TRACES_DROPPED, "Traces of updates that the OpenTelemetry collector did not take.");
     describe_counter!(REPORT_WRITES_FAILED, "Writes of status that failed, tried again or not.");
 }

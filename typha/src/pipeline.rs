@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use metrics::Gauge;
 use syncer_common::backend::{Event, Finding, Listing};
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::metrics::Metrics;
 use crate::secrets::Secrets;
 use crate::snapcache::{Applied, Shared, event_hash};
+use crate::traces::{Revision, Traces};
 
 /// What operators are told of the datastore's state.
 #[derive(Debug, Default)]
@@ -37,6 +38,7 @@ pub struct Pipeline {
     metrics: Metrics,
     processors: Processors,
     secrets: Arc<Secrets>,
+    traces: Option<Arc<Traces>>,
     sources: Vec<Source>,
     /// What was last reported of a key, so that it is reported once.
     reported: HashMap<String, String>,
@@ -57,6 +59,7 @@ impl Pipeline {
             metrics,
             processors: Processors::new(),
             secrets: Arc::default(),
+            traces: None,
             sources: Vec::new(),
             reported: HashMap::new(),
         }
@@ -71,6 +74,12 @@ impl Pipeline {
     /// Who learns which nodes use which passwords.
     pub fn secrets(mut self, secrets: Arc<Secrets>) -> Self {
         self.secrets = secrets;
+        self
+    }
+
+    /// Who follows sampled revisions.
+    pub fn traces(mut self, traces: Option<Arc<Traces>>) -> Self {
+        self.traces = traces;
         self
     }
 
@@ -200,7 +209,19 @@ impl Pipeline {
                 }
             }
             self.secrets.observe(&updates);
-            let applied = self.cache.update(|cache| cache.apply_revision(source, at, updates, witness, now));
+            let traces = self.traces.as_deref();
+            let applied = self.cache.update(|cache| {
+                let applied = cache.apply_revision(source, at, updates, witness, now);
+                if let Some(traces) = traces.filter(|_| applied.changed > 0) {
+                    let of = Revision {
+                        history: cache.history(),
+                        source: cache.source_name(source),
+                        revision: at,
+                    };
+                    traces.applied(of, applied.changed, cache.head(), SystemTime::now() - now.elapsed());
+                }
+                applied
+            });
             tracing::debug!(
                 revision = at,
                 changed = applied.changed,

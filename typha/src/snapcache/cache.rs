@@ -452,6 +452,10 @@ impl Cache {
         self.tracks.iter().position(|track| track.name == name)
     }
 
+    pub fn source_name(&self, source: usize) -> &str {
+        &self.tracks[source].name
+    }
+
     pub(super) fn tracks(&self) -> &[Track] {
         &self.tracks
     }

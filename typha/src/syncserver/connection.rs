@@ -143,8 +143,28 @@ struct Registered {
     streaming: bool,
 }
 
+impl Registered {
+    /// Changes up to this position have been sent.
+    fn on_changes(&self, seq: u64) {
+        self.client.on_sent(seq);
+        if let Some(traces) = &self.context.options.traces {
+            traces.sent(self.id, (&self.client.node, &self.client.agent), seq);
+        }
+    }
+
+    fn on_ack(&self, seq: u64) {
+        self.client.on_ack(seq);
+        if let Some(traces) = &self.context.options.traces {
+            traces.acked(self.id, seq);
+        }
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
+        if let Some(traces) = &self.context.options.traces {
+            traces.left(self.id);
+        }
         self.context.registry.remove(self.id);
         self.context.reports.close(self.id);
         if self.streaming {
@@ -576,7 +596,7 @@ impl Connection {
                 self.queue.push_back(messages.bytes(self.zstd).clone());
                 cursor.cut = Some((cursor.seq, freeze.stand.version));
                 if let Some(registered) = &self.registered {
-                    registered.client.on_sent(cursor.seq);
+                    registered.on_changes(cursor.seq);
                 }
             }
             return Ok(());
@@ -617,6 +637,9 @@ impl Connection {
         }
         if sent || cursor.cut.is_none() {
             self.cut(&stand);
+            if let Some(registered) = self.registered.as_ref().filter(|_| sent) {
+                registered.on_changes(stand.seq);
+            }
         }
         Ok(())
     }
@@ -690,7 +713,7 @@ impl Connection {
         match received.message {
             Some(client_message::Message::Ack(ack)) => {
                 let own = ack.epoch == self.context.cache.read().epoch();
-                client.on_ack(if own { ack.seq } else { 0 });
+                registered.on_ack(if own { ack.seq } else { 0 });
             }
             Some(client_message::Message::Report(report)) => {
                 self.context.metrics.reports.increment(1);

@@ -47,6 +47,7 @@ use crate::pipeline::Intake;
 use crate::reports::Inbox;
 use crate::secrets::Secrets;
 use crate::snapcache::{Shared, message};
+use crate::traces::Traces;
 use admission::Admission;
 pub use peers::Discovery;
 use peers::Peers;
@@ -103,6 +104,8 @@ pub struct Options {
     pub renewal: Duration,
     /// Pings: how often, and how long for an answer.
     pub keepalive: (Duration, Duration),
+    /// Nothing: updates are not traced.
+    pub traces: Option<Arc<Traces>>,
 }
 
 impl Default for Options {
@@ -126,6 +129,7 @@ impl Default for Options {
             heartbeat: HEARTBEAT,
             renewal: RENEWAL,
             keepalive: KEEPALIVE,
+            traces: None,
         }
     }
 }
