@@ -141,6 +141,12 @@ impl Model {
         &self.params
     }
 
+    /// Where rules go can do other things now, and holds nothing of ours.
+    pub fn render_everything(&mut self, features: Features) {
+        self.features = features;
+        (self.dirty.config, self.dirty.everything) = (true, true);
+    }
+
     pub fn renderer(&self) -> &Renderer {
         &self.renderer
     }
@@ -462,7 +468,9 @@ impl Model {
             let endpoint = self.workloads.get(key);
             let has_interface =
                 |endpoint: &&WorkloadEndpoint| self.owners.get(&endpoint.interface) == Some(key);
-            sink.workload(key, endpoint.filter(has_interface).map(workload));
+            let endpoint = endpoint.filter(has_interface);
+            let wanted = endpoint.map(|endpoint| workload(endpoint, !self.spoofable(endpoint).is_empty()));
+            sink.workload(key, wanted);
         }
         if interfaces_changed {
             let names: Vec<&String> = self.owners.keys().collect();
@@ -473,12 +481,17 @@ impl Model {
         }
         let active = self.owners.iter().filter_map(|(name, key)| Some((name, self.workloads.get(key)?)));
         let spoofable: BTreeMap<String, Vec<IpNet>> = active
-            .filter(|(_, endpoint)| !endpoint.allow_spoofed_source_prefixes.is_empty())
-            .map(|(name, endpoint)| (name.clone(), endpoint.allow_spoofed_source_prefixes.clone()))
+            .map(|(name, endpoint)| (name.clone(), self.spoofable(endpoint).to_vec()))
+            .filter(|(_, prefixes)| !prefixes.is_empty())
             .collect();
         let changed = spoofable != self.spoofable;
         self.spoofable = spoofable;
         changed
+    }
+
+    /// Sources beside its own that a workload may use.
+    fn spoofable<'a>(&self, endpoint: &'a WorkloadEndpoint) -> &'a [IpNet] {
+        if self.params.source_spoofing { &endpoint.allow_spoofed_source_prefixes } else { &[] }
     }
 
     fn flush_host_endpoints(&mut self, sink: &mut dyn Sink) {
@@ -600,18 +613,13 @@ fn resolve_host_endpoints(
     resolved
 }
 
-fn workload(endpoint: &WorkloadEndpoint) -> Workload {
+fn workload(endpoint: &WorkloadEndpoint, spoofing: bool) -> Workload {
     // An endpoint that is administratively down keeps its chains, which drop, and has no routes.
     let nets = match endpoint.active {
         true => endpoint.ipv4_nets.iter().chain(&endpoint.ipv6_nets).copied().collect(),
         false => Vec::new(),
     };
-    Workload {
-        interface: endpoint.interface.clone(),
-        nets,
-        mac: mac(&endpoint.mac),
-        spoofing: !endpoint.allow_spoofed_source_prefixes.is_empty(),
-    }
+    Workload { interface: endpoint.interface.clone(), nets, mac: mac(&endpoint.mac), spoofing }
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

@@ -29,6 +29,8 @@ pub struct DataplaneParams {
     pub routes: RouteSettings,
     pub tunnels: TunnelSettings,
     pub ip_forwarding: bool,
+    /// Workloads may use the sources that their endpoint asks for beside its own. Whoever may create a pod may ask.
+    pub source_spoofing: bool,
     /// Interfaces whose addresses are not the host's.
     pub interface_exclude: Vec<String>,
     /// Addresses beside the nodes' that tunnels may come from.
@@ -48,6 +50,7 @@ impl Default for DataplaneParams {
             routes: RouteSettings::default(),
             tunnels: TunnelSettings::default(),
             ip_forwarding: true,
+            source_spoofing: false,
             interface_exclude: vec!["kube-ipvs0".into()],
             external_nodes: Vec::new(),
         }
@@ -132,6 +135,13 @@ impl Reader<'_> {
                     "enabled" => Ok(true),
                     "disabled" => Ok(false),
                     _ => Err("neither Enabled nor Disabled"),
+                }
+            }),
+            source_spoofing: self.read("WorkloadSourceSpoofing", d.source_spoofing, |text| {
+                match text.to_ascii_lowercase().as_str() {
+                    "any" => Ok(true),
+                    "disabled" => Ok(false),
+                    _ => Err("neither Any nor Disabled"),
                 }
             }),
             interface_exclude: self.read("InterfaceExclude", d.interface_exclude, |text| Ok(list(text))),

@@ -177,7 +177,7 @@ impl<'a> Way<'a> {
         }
         if let Place::Workload(key) = from
             && let Some(endpoint) = self.node.workloads.get(key)
-            && !owns_source(endpoint, self.packet.src)
+            && !self.owns_source(endpoint)
         {
             self.fixed(
                 Hook::WorkloadEgress,
@@ -340,6 +340,16 @@ impl<'a> Way<'a> {
         self.push(Stage { hook, endpoint, steps: vec![Step::Fixed(why)], verdict })
     }
 
+    /// Strict reverse path: the source's route has to lead back to the interface.
+    fn owns_source(&self, endpoint: &WorkloadEndpoint) -> bool {
+        let source = self.packet.src;
+        let own = endpoint.ipv4_nets.iter().chain(&endpoint.ipv6_nets);
+        let others =
+            endpoint.allow_spoofed_source_prefixes.iter().filter(|_| self.node.settings.source_spoofing);
+        own.chain(others).any(|net| net.contains(&source))
+            || matches!(source, IpAddr::V6(ip) if ip.is_unicast_link_local())
+    }
+
     fn push(&mut self, stage: Stage) -> Option<Verdict> {
         let verdict = stage.verdict;
         if !stage.steps.is_empty() {
@@ -351,11 +361,4 @@ impl<'a> Way<'a> {
 
 fn name_of(key: &WorkloadEndpointKey) -> String {
     format!("{} {}", key.workload, key.endpoint)
-}
-
-/// Strict reverse path: the source's route has to lead back to the interface.
-fn owns_source(endpoint: &WorkloadEndpoint, source: IpAddr) -> bool {
-    let own = endpoint.ipv4_nets.iter().chain(&endpoint.ipv6_nets);
-    own.chain(&endpoint.allow_spoofed_source_prefixes).any(|net| net.contains(&source))
-        || matches!(source, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

@@ -14,6 +14,8 @@ pub struct Settings {
     pub vxlan_port: u16,
     pub allow_vxlan_from_workloads: bool,
     pub allow_ipip_from_workloads: bool,
+    /// The sources that endpoints ask for beside their own count: WorkloadSourceSpoofing.
+    pub source_spoofing: bool,
 }
 
 /// What becomes of what policy lets a workload send to its node: DefaultEndpointToHostAction.
@@ -34,6 +36,7 @@ impl Default for Settings {
             vxlan_port: 4789,
             allow_vxlan_from_workloads: false,
             allow_ipip_from_workloads: false,
+            source_spoofing: false,
         }
     }
 }
@@ -62,6 +65,7 @@ impl Settings {
             vxlan_port: get("VXLANPort").and_then(|text| text.parse().ok()).unwrap_or(4789),
             allow_vxlan_from_workloads: flag("AllowVXLANPacketsFromWorkloads"),
             allow_ipip_from_workloads: flag("AllowIPIPPacketsFromWorkloads"),
+            source_spoofing: get("WorkloadSourceSpoofing").as_deref() == Some("any"),
         }
     }
 
