@@ -1,6 +1,6 @@
 //! Felix's settings on its own node: flags, environment (`FELIX_*`) and file.
 //!
-//! Settings in the table below are felix's own and are read once. Every other parameter of Calico's Felix may be
+//! Settings in the table below are felix's own and, but for a few, are read once. Every other parameter of Calico's Felix may be
 //! given here, too (`FELIX_CHAININSERTMODE=append`): it then overrides what the datastore says.
 
 use std::collections::BTreeMap;
@@ -105,17 +105,49 @@ const PARAMETERS: &[&str] = &[
     "VXLANMTUV6",
     "VXLANPort",
     "VXLANVNI",
+    "WorkloadSourceSpoofing",
 ];
+
+/// Settings that take effect while felix runs.
+pub const LOG_LEVEL: &str = "LogSeverityScreen";
+pub const BACKEND: &str = "IptablesBackend";
+pub const STATUS_PREFIX: &str = "EndpointStatusPathPrefix";
+const HOT: [&str; 3] = [LOG_LEVEL, BACKEND, STATUS_PREFIX];
 
 /// Settings that name this process's own place, which the datastore never gives.
 const LOCAL_ONLY: [&str; 2] = ["FelixHostname", "TyphaAddr"];
 
-/// What the datastore asks for and a running felix cannot take up, as said to the operator: parameters that are read
-/// once, before there is a server to ask.
-pub fn fixed_at_start(datastore: &BTreeMap<String, String>) -> Vec<String> {
+/// What Calico's Felix does when these are on, and this one does not: name, values that ask for nothing, what is missing.
+const MISSING: [(&str, &[&str], &str); 5] = [
+    ("BPFEnabled", &["false", "0", "no"], "there is no eBPF dataplane: iptables and IP sets are programmed"),
+    (
+        "NFTablesMode",
+        &["disabled", "auto"],
+        "there is no native nftables dataplane: set IptablesBackend=nft for iptables on nftables",
+    ),
+    ("PolicySyncPathPrefix", &[], "there is no policy sync server"),
+    ("WireguardEnabled", &["false", "0", "no"], "traffic between nodes is not encrypted"),
+    ("WireguardEnabledV6", &["false", "0", "no"], "traffic between nodes is not encrypted"),
+];
+
+/// What the datastore asks for and this felix does not do, as said to the operator.
+fn missing(datastore: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
+    MISSING.iter().filter_map(|(name, off, what)| {
+        let (_, value) = datastore.iter().find(|(given, _)| given.eq_ignore_ascii_case(name))?;
+        let asks = !value.trim().is_empty()
+            && !value.eq_ignore_ascii_case("none")
+            && !off.iter().any(|off| value.trim().eq_ignore_ascii_case(off));
+        asks.then(|| format!("parameter {name}={value:?}: {what}"))
+    })
+}
+
+/// What the datastore asks for and a running felix cannot take up, as said to the operator: what it does not do, and
+/// parameters that are read once, before there is a server to ask.
+pub fn not_in_force(datastore: &BTreeMap<String, String>) -> Vec<String> {
     let fixed = |name: &str| {
-        let known = SPECS.iter().map(|spec| spec.name).filter(|known| !LOCAL_ONLY.contains(known));
-        known.into_iter().find(|known| known.eq_ignore_ascii_case(name))
+        let mut known = SPECS.iter().map(|spec| spec.name);
+        let known = known.find(|known| known.eq_ignore_ascii_case(name))?;
+        (!LOCAL_ONLY.contains(&known) && !HOT.contains(&known)).then_some(known)
     };
     datastore
         .iter()
@@ -124,6 +156,7 @@ pub fn fixed_at_start(datastore: &BTreeMap<String, String>) -> Vec<String> {
             let variable = name.to_ascii_uppercase();
             format!("parameter {name}={value:?} of the datastore is read at the start only: set {PREFIX}_{variable}, or {name} in {CONFIG_FILE}, and restart felix")
         })
+        .chain(missing(datastore))
         .collect()
 }
 
@@ -196,17 +229,11 @@ impl Config {
             Ok(Some(Endpoint::new(settings.get::<String>(host)?, settings.get(port)?)))
         };
         let typhas: Vec<String> = settings.get("TyphaAddr")?;
-        let backend: String = settings.get("IptablesBackend")?;
-        let backend = match backend.to_ascii_lowercase().as_str() {
-            "auto" | "" => None,
-            "nft" => Some(Backend::Nft),
-            "legacy" => Some(Backend::Legacy),
-            _ => {
-                bail!(settings.refuse("IptablesBackend", format!("{backend:?} is none of auto, nft, legacy")))
-            }
-        };
+        let backend: String = settings.get(BACKEND)?;
+        let backend = parse_backend(&backend).map_err(|reason| settings.refuse(BACKEND, reason))?;
         let parameters = PARAMETERS
             .iter()
+            .chain(&HOT)
             .filter_map(|name| Some(((*name).to_owned(), settings.raw(name)?.to_owned())))
             .collect();
         let state_file: String = settings.get("StateFile")?;
@@ -226,6 +253,16 @@ impl Config {
             metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
             parameters,
         })
+    }
+}
+
+/// None: the one that others use.
+pub fn parse_backend(text: &str) -> Result<Option<Backend>, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "auto" | "" => Ok(None),
+        "nft" => Ok(Some(Backend::Nft)),
+        "legacy" => Ok(Some(Backend::Legacy)),
+        _ => Err(format!("{text:?} is none of auto, nft, legacy")),
     }
 }
 
@@ -271,17 +308,39 @@ mod tests {
             &[],
         );
         let read = read.unwrap();
-        assert_eq!(read.parameters, BTreeMap::from([("ChainInsertMode".to_owned(), "append".to_owned())]));
+        let given = [("ChainInsertMode", "append"), ("IptablesBackend", "NFT")];
+        assert_eq!(read.parameters, given.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
         assert_eq!(read.backend, Some(Backend::Nft));
     }
 
     #[test]
     fn what_needs_a_restart_is_named_with_where_to_set_it() {
-        let params = [("iptablesBackend", "nft"), ("InterfacePrefix", "tap"), ("FelixHostname", "x")];
+        let params = [
+            ("ipv6support", "false"),
+            ("InterfacePrefix", "tap"),
+            ("FelixHostname", "x"),
+            ("IptablesBackend", "nft"),
+        ];
         let params = params.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let said = fixed_at_start(&params);
+        let said = not_in_force(&params);
         assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].contains("IptablesBackend=\"nft\"") && said[0].contains("FELIX_IPTABLESBACKEND"));
+        assert!(said[0].contains("Ipv6Support=\"false\"") && said[0].contains("FELIX_IPV6SUPPORT"));
+    }
+
+    #[test]
+    fn what_this_felix_does_not_do_is_said_when_it_is_asked_for() {
+        let said =
+            |name: &str, value: &str| not_in_force(&BTreeMap::from([(name.to_owned(), value.to_owned())]));
+        for (name, value) in
+            [("bpfEnabled", "true"), ("NFTablesMode", "Enabled"), ("WireguardEnabled", "true")]
+        {
+            assert_eq!(said(name, value).len(), 1, "{name}");
+        }
+        for (name, value) in
+            [("bpfEnabled", "false"), ("NFTablesMode", "Auto"), ("PolicySyncPathPrefix", "none")]
+        {
+            assert_eq!(said(name, value), [""; 0], "{name}");
+        }
     }
 
     #[test]

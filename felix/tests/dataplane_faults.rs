@@ -7,7 +7,7 @@ mod dataplane_support;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -342,5 +342,47 @@ fn without_ipset_it_does_not_start() {
         let programs: Vec<&str> = programs.as_flattened().iter().map(String::as_str).collect();
         let said = ends_for_lack_of(&lab, &programs).await;
         assert!(said.contains("ipset is not installed: install the package"), "{said}");
+    });
+}
+
+/// Never ends a program once it hangs.
+struct Hanging {
+    commands: Arc<dyn Commands>,
+    hangs: AtomicBool,
+}
+
+#[async_trait]
+impl Commands for Hanging {
+    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.commands.run(program, args, stdin).await
+    }
+}
+
+#[test]
+fn an_agent_that_hangs_is_neither_ready_nor_live() {
+    in_namespace(&TOOLS, |mut lab| async move {
+        lab.veth("cali1");
+        let hanging = Arc::new(Hanging { commands: lab.commands.clone(), hangs: AtomicBool::new(false) });
+        lab.commands = hanging.clone();
+        let mut node = Node::start_heard(&lab, Backend::Nft, Some(Duration::from_secs(3))).await;
+        assert!(!node.health.readiness().good && node.health.liveness().good);
+        node.program(cluster()).await;
+        eventually(LIMIT, async || {
+            let (ready, live) = (node.health.readiness(), node.health.liveness());
+            if ready.good && live.good { Ok(()) } else { Err(ready.text) }
+        })
+        .await;
+        hanging.hangs.store(true, Ordering::SeqCst);
+        node.feed(vec![Update::delete(Key::WorkloadEndpoint(workload_key("web")))]).await;
+        eventually(LIMIT, async || {
+            let (ready, live) = (node.health.readiness(), node.health.liveness());
+            let told = live.text.contains("has not been heard from in time");
+            if !ready.good && !live.good && told { Ok(()) } else { Err(live.text) }
+        })
+        .await;
+        node.crash().await;
     });
 }

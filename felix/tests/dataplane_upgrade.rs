@@ -4,7 +4,7 @@
 
 mod dataplane_support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
@@ -229,4 +229,43 @@ fn a_node_is_taken_over_on_nft_and_an_open_connection_survives() {
 #[test]
 fn a_node_is_taken_over_on_legacy_and_an_open_connection_survives() {
     upgrade(Backend::Legacy);
+}
+
+#[test]
+fn the_backend_changes_while_it_runs_and_an_open_connection_survives() {
+    in_namespace(&TOOLS, |lab| async move {
+        lab.veth("eth0");
+        lab.sh("ip addr add 172.30.0.1/24 dev eth0 && ip route add default via 172.30.0.254");
+        let connection = Connection::open(&lab);
+        let mut node = Node::start(&lab, Backend::Nft).await;
+        node.program(cluster()).await;
+        connection.check(1).await;
+        let key = Key::GlobalConfig { name: "IptablesBackend".into() };
+        let change = |value: Option<&str>| match value {
+            Some(value) => Update::set(key.clone(), Value::Config(value.into())),
+            None => Update::delete(key.clone()),
+        };
+        let plain = |backend: Backend| {
+            let saved = lab.sh(&format!("iptables-{}-save -t filter", backend.name()));
+            let ours = saved.lines().filter(|line| line.starts_with("-A") && line.contains("cali"));
+            ours.map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let wanted = plain(Backend::Nft);
+        assert!(!wanted.is_empty());
+        let moves = [
+            (Some("legacy"), Backend::Legacy, Backend::Nft),
+            (Some("auto"), Backend::Nft, Backend::Legacy),
+            (Some("Legacy"), Backend::Legacy, Backend::Nft),
+            (None, Backend::Nft, Backend::Legacy),
+        ];
+        for (n, (value, to, from)) in (2..).zip(moves) {
+            node.program(vec![change(value)]).await;
+            assert_eq!(plain(to), wanted, "{value:?}");
+            assert_eq!(plain(from), BTreeSet::new(), "{value:?}");
+            connection.check(n).await;
+        }
+        assert_eq!(dropped(&lab, Backend::Nft), 0);
+        connection.close();
+        node.stop().await;
+    });
 }

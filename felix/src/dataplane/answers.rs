@@ -33,6 +33,16 @@ pub struct History {
     pub refused: Vec<String>,
 }
 
+impl History {
+    /// A parameter that cannot be used; said once.
+    pub fn refuse(&mut self, reason: String) {
+        if !self.refused.contains(&reason) {
+            tracing::warn!("{reason}");
+            self.refused.push(reason);
+        }
+    }
+}
+
 /// What the dataplane holds, to answer from.
 pub struct Answers<'a> {
     pub model: &'a Model,

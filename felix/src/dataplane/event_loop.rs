@@ -24,6 +24,7 @@ use crate::ifacemonitor::{Event, Monitor};
 use crate::ipsets::IpSets;
 use crate::iptables::chains::Owner;
 use crate::iptables::plan::Hooks;
+use crate::iptables::render::Features;
 use crate::iptables::tables::Tables;
 use crate::iptables::{Backend, Chain, InsertMode, IpVersion, TableName, features};
 use crate::metrics;
@@ -64,6 +65,10 @@ pub struct Fixed {
 pub struct Dataplane {
     commands: Arc<dyn Commands>,
     versions: Vec<IpVersion>,
+    /// The backend, unless the configuration names one.
+    first_backend: Backend,
+    /// As last set by the configuration.
+    log_level: Option<String>,
     model: Model,
     kernel: Kernel,
     netlink: Netlink,
@@ -72,6 +77,9 @@ pub struct Dataplane {
     /// The first proven state has arrived.
     started: bool,
     swept: bool,
+    /// Rules of ours are in the backend that was left.
+    left_behind: bool,
+    configured: bool,
     model_dirty: bool,
     addresses_due: Option<Instant>,
     cut: Option<CutId>,
@@ -110,8 +118,7 @@ impl Dataplane {
         if let Err(error @ CommandError::Missing { .. }) = commands.run("ipset", &["version"], "").await {
             return Err(error).context("looking for the ipset program");
         }
-        let restore = features::find_program(&*commands, IpVersion::V4, backend, "restore").await?;
-        let features = features::detect_features(&*commands, &restore).await;
+        let features = detect_features(&*commands, backend).await?;
         let model = Model::new(&versions, features, local);
         let max = model.params().max_ipset_size;
         let ipsets = versions.iter().map(|v| (*v, IpSets::new(*v, commands.clone(), max))).collect();
@@ -123,6 +130,8 @@ impl Dataplane {
         Ok(Dataplane {
             commands,
             versions,
+            first_backend: backend,
+            log_level: None,
             model,
             kernel: Kernel { tables, ipsets, routes, tunnels, forwarding: false },
             netlink: Netlink::open()?,
@@ -130,6 +139,8 @@ impl Dataplane {
             status,
             started: false,
             swept: false,
+            left_behind: false,
+            configured: true,
             model_dirty: true,
             addresses_due: Some(now),
             cut: None,
@@ -209,10 +220,11 @@ impl Dataplane {
         }
         for output in batch.outputs {
             if let Output::Config(params) = &output {
-                self.history.refused = config::fixed_at_start(params);
+                self.history.refused = config::not_in_force(params);
                 for refused in &self.history.refused {
                     tracing::warn!("{refused}");
                 }
+                self.configured = false;
             }
             self.model.on_output(output);
         }
@@ -340,6 +352,9 @@ impl Dataplane {
         let started = Instant::now();
         let mut failures: Vec<String> = Vec::new();
         self.retry_at = None;
+        if !std::mem::replace(&mut self.configured, true) {
+            self.configure().await;
+        }
         if self.addresses_due.is_some_and(|due| due <= started) {
             self.addresses_due = None;
             match self.list_interfaces().await {
@@ -351,11 +366,16 @@ impl Dataplane {
             }
         }
         self.model_dirty = false;
-        for error in self.model.flush(&mut self.kernel) {
-            let refused = error.to_string();
-            if !self.history.refused.contains(&refused) {
-                self.history.refused.push(refused);
-            }
+        let whose =
+            |params: &DataplaneParams| (params.interface_exclude.clone(), params.routes.prefixes.clone());
+        let interfaces = whose(self.model.params());
+        let errors = self.model.flush(&mut self.kernel);
+        if interfaces != whose(self.model.params()) {
+            // Other interfaces are the node's own: the next pass looks.
+            self.addresses_due = Some(started);
+        }
+        for error in errors {
+            self.history.refuse(error.to_string());
             tracing::warn!(
                 key = error.name,
                 field = "value",
@@ -417,9 +437,13 @@ impl Dataplane {
             for sets in self.kernel.ipsets.values_mut() {
                 sets.apply_deletions().await;
             }
-            if failures.is_empty() && !self.swept {
+            if failures.is_empty() && (!self.swept || self.left_behind) {
                 self.swept = true;
-                self.kernel.tables.sweep_other(&self.commands, &self.versions).await;
+                let sweep = self.kernel.tables.sweep_other(&self.commands, &self.versions).await;
+                if self.left_behind {
+                    failures.extend(sweep.errors.iter().map(|(_, _, error)| error.to_string()));
+                    self.left_behind = !sweep.errors.is_empty();
+                }
             }
         }
         let states = states(&self.model, &self.kernel.tables, &self.kernel.routes);
@@ -493,6 +517,44 @@ impl Dataplane {
         }
     }
 
+    /// What the configuration says of more than rendering takes effect.
+    async fn configure(&mut self) {
+        let params = self.model.merged_params();
+        let value = |wanted: &str| {
+            params.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_str())
+        };
+        let level = value(config::LOG_LEVEL);
+        if level != self.log_level.as_deref() {
+            match daemon::logging::set(level.unwrap_or_default()) {
+                Ok(()) => self.log_level = level.map(str::to_owned),
+                Err(error) => {
+                    self.history.refuse(format!("parameter {}={level:?}: {error:#}", config::LOG_LEVEL))
+                }
+            }
+        }
+        self.status.relocate(value(config::STATUS_PREFIX));
+        let given = value(config::BACKEND).unwrap_or_default();
+        let switched = match config::parse_backend(given).map(|given| given.unwrap_or(self.first_backend)) {
+            Ok(backend) if backend == self.kernel.tables.backend() => Ok(()),
+            Ok(backend) => self.switch_backend(backend).await.map_err(|error| format!("{error:#}")),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = switched {
+            self.history.refuse(format!("parameter {}={given:?}: {reason}", config::BACKEND));
+        }
+    }
+
+    /// Everything is rendered into the other backend, then ours goes from this one: traffic is policed throughout.
+    async fn switch_backend(&mut self, backend: Backend) -> anyhow::Result<()> {
+        let tables = Tables::open(&self.commands, backend, &self.versions).await?;
+        let features = detect_features(&*self.commands, backend).await?;
+        tracing::info!(backend = backend.name(), "changing the iptables backend");
+        self.kernel.tables = tables;
+        self.left_behind = true;
+        self.model.render_everything(features);
+        Ok(())
+    }
+
     fn forward(&mut self) {
         if self.kernel.forwarding || !self.model.params().ip_forwarding {
             return;
@@ -532,6 +594,11 @@ impl Dataplane {
         self.model.on_interfaces(interfaces);
         Ok(())
     }
+}
+
+async fn detect_features(commands: &dyn Commands, backend: Backend) -> Result<Features, CommandError> {
+    let restore = features::find_program(commands, IpVersion::V4, backend, "restore").await?;
+    Ok(features::detect_features(commands, &restore).await)
 }
 
 /// The next question; never, when there are none to come.

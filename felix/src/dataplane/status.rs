@@ -92,6 +92,8 @@ pub fn states(model: &Model, tables: &Tables, routes: &RouteTable) -> BTreeMap<K
 #[derive(Debug, Default)]
 pub struct StatusFiles {
     folder: Option<PathBuf>,
+    /// Where it is unless the configuration says otherwise.
+    first: Option<PathBuf>,
     reports: Reports,
     states: BTreeMap<Key, EndpointState>,
     wanted: BTreeMap<String, String>,
@@ -104,8 +106,26 @@ pub struct StatusFiles {
 impl StatusFiles {
     /// `prefix`: EndpointStatusPathPrefix; empty: no files.
     pub fn new(prefix: &Path) -> StatusFiles {
-        let folder = (!prefix.as_os_str().is_empty()).then(|| prefix.join(FOLDER));
-        StatusFiles { folder, ..StatusFiles::default() }
+        let folder = below(prefix);
+        StatusFiles { first: folder.clone(), folder, ..StatusFiles::default() }
+    }
+
+    /// EndpointStatusPathPrefix as it is now; none: as at the start. The files move.
+    pub fn relocate(&mut self, prefix: Option<&str>) {
+        let folder = match prefix.map(str::trim) {
+            None => self.first.clone(),
+            Some(prefix) if prefix.eq_ignore_ascii_case("none") => None,
+            Some(prefix) => below(Path::new(prefix)),
+        };
+        if self.folder == folder {
+            return;
+        }
+        tracing::info!(from = ?self.folder, to = ?folder, "status files move");
+        let wanted = std::mem::take(&mut self.wanted);
+        self.write_files();
+        self.folder = folder;
+        (self.wanted, self.read, self.failed) = (wanted, false, None);
+        self.write_files();
     }
 
     /// Where it is reported.
@@ -223,6 +243,10 @@ impl StatusFiles {
         }
         failure.map_or(Ok(()), Err)
     }
+}
+
+fn below(prefix: &Path) -> Option<PathBuf> {
+    (!prefix.as_os_str().is_empty()).then(|| prefix.join(FOLDER))
 }
 
 /// A reader sees the whole file or none.

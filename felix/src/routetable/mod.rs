@@ -27,6 +27,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The gateway is taken to be on the interface's link, whatever its address.
     pub onlink: bool,
+    /// The node's own address for what it sends itself.
+    pub source: Option<IpAddr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -132,10 +132,8 @@ impl Netlink {
     }
 
     /// Adds, or takes the place of the one with the same destination and metric.
-    pub async fn replace_route(&self, route: &Route, source: Option<IpAddr>) -> Result<(), NetlinkError> {
-        let mut message = route_message(route);
-        message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
-        let request = self.handle.route().add(message).replace();
+    pub async fn replace_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        let request = self.handle.route().add(route_message(route)).replace();
         request.execute().await.map_err(failed(format!("adding route {}", route.dst)))
     }
 
@@ -194,7 +192,7 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
     let any: IpAddr =
         if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     let mut address = any;
-    let (mut interface, mut metric, mut gateway) = (None, 0, None);
+    let (mut interface, mut metric, mut gateway, mut source) = (None, 0, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
@@ -204,6 +202,8 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some((*ip).into()),
             RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => gateway = Some((*ip).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some((*ip).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => source = Some((*ip).into()),
             RouteAttribute::Via(RouteVia::Inet6(ip)) => gateway = Some((*ip).into()),
             _ => {}
         }
@@ -227,6 +227,7 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
         link_scope: message.header.scope == RouteScope::Link,
         gateway,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
+        source,
     })
 }
 
@@ -264,6 +265,7 @@ fn route_message(route: &Route) -> RouteMessage {
             IpAddr::V6(ip) => RouteAddress::Inet6(ip),
         })
     }));
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     message.attributes.push(RouteAttribute::Priority(route.metric));
     message
 }

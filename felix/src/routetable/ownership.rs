@@ -61,6 +61,7 @@ mod tests {
             link_scope: true,
             gateway: None,
             onlink: false,
+            source: None,
         }
     }
 

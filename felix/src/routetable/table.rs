@@ -307,6 +307,7 @@ impl RouteTable {
                     link_scope: version == IpVersion::V4,
                     gateway: None,
                     onlink: false,
+                    source: self.settings.source.get(&version).copied(),
                 };
                 match wanted.get(&route.dst) {
                     Some((other, _)) if other.interface >= route.interface => {}
@@ -324,8 +325,7 @@ impl RouteTable {
         for (dst, (route, _)) in &wanted {
             let moved = self.routes.iter().any(|old| old.dst == *dst && old.interface != route.interface);
             if !self.routes.contains(route) {
-                let source = self.settings.source.get(&version(dst)).copied();
-                match self.netlink.replace_route(route, source).await {
+                match self.netlink.replace_route(route).await {
                     Ok(()) => {
                         pass.writes += 1;
                         // The kernel has one route per destination and metric: ours took the other's place.

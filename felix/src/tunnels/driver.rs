@@ -456,7 +456,7 @@ impl Tunnels {
             .cloned()
             .collect::<Vec<_>>()
         {
-            match self.netlink.replace_route(&route, None).await {
+            match self.netlink.replace_route(&route).await {
                 // The event of the interface brings us back.
                 Err(error) if error.is_down() || error.is_absent() => {}
                 result => {

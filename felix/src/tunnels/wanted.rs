@@ -179,6 +179,7 @@ pub fn routes(
             link_scope: v4 && kind == RouteKind::Unicast && gateway.is_none(),
             gateway,
             onlink: gateway.is_some(),
+            source: None,
         };
         routes.insert(*dst, usable.then_some(wanted));
     }

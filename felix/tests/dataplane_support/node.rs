@@ -35,6 +35,11 @@ pub struct Node {
 
 impl Node {
     pub async fn start(lab: &Lab, backend: Backend) -> Node {
+        Node::start_heard(lab, backend, None).await
+    }
+
+    /// One that has to be heard from within a time.
+    pub async fn start_heard(lab: &Lab, backend: Backend, silence: Option<Duration>) -> Node {
         let reports = Reports::default();
         let dataplane = Dataplane::open(Fixed {
             commands: lab.commands.clone(),
@@ -56,7 +61,7 @@ impl Node {
         let task = tokio::spawn(dataplane.run(
             batches_in,
             acks_out,
-            health.register("dataplane", None),
+            health.register("dataplane", silence),
             cancel.clone(),
         ));
         Node { graph: Graph::new("n1"), seq: 0, batches, acks, health, reports, cancel, task }
