@@ -131,14 +131,14 @@ async fn changes_are_followed_and_a_reload_that_failed_is_tried_again() {
     let options = Options { interval: Duration::from_millis(100), ..folder.options() };
     let task = tokio::spawn(Templates::new(options).unwrap().run(inbox, acks_out, cancel.clone()));
     send(&events, vec![node("n1", "10.0.0.1/24", "")], 1).await;
-    eventually("two attempts to reload", Duration::from_secs(5), async || {
+    eventually("two attempts to reload", Duration::from_secs(30), async || {
         let log = read(&folder.path("out/log"));
         if log.lines().count() >= 2 { Ok(()) } else { Err(log) }
     })
     .await;
     assert_eq!(*acks.borrow(), None, "who reads the file has not been told");
     std::fs::write(folder.path("out/works"), "").unwrap();
-    tokio::time::timeout(Duration::from_secs(5), acks.wait_for(|ack| *ack == Some(cut(1))))
+    tokio::time::timeout(Duration::from_secs(30), acks.wait_for(|ack| *ack == Some(cut(1))))
         .await
         .unwrap()
         .unwrap();
@@ -147,14 +147,14 @@ async fn changes_are_followed_and_a_reload_that_failed_is_tried_again() {
     // What the keys do not name is no reason to do anything.
     events.send(ClientEvent::Updates(vec![pool("10.9.0.0/16")])).await.unwrap();
     events.send(ClientEvent::Cut(cut(2))).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), acks.wait_for(|ack| *ack == Some(cut(2))))
+    tokio::time::timeout(Duration::from_secs(30), acks.wait_for(|ack| *ack == Some(cut(2))))
         .await
         .unwrap()
         .unwrap();
     assert_eq!(read(&folder.path("out/log")), told);
     events.send(ClientEvent::Updates(vec![node("n3", "10.0.0.3/24", "")])).await.unwrap();
     events.send(ClientEvent::Cut(cut(3))).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), acks.wait_for(|ack| *ack == Some(cut(3))))
+    tokio::time::timeout(Duration::from_secs(30), acks.wait_for(|ack| *ack == Some(cut(3))))
         .await
         .unwrap()
         .unwrap();

@@ -110,7 +110,7 @@ fn udp(to: SocketAddr, stop: &AtomicBool) -> Result<Report> {
 }
 
 fn tcp(to: SocketAddr, stop: &AtomicBool) -> Result<Report> {
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).context("connect")?;
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(20)).context("connect")?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let (mut sent, mut gap, mut next) = (0u64, Duration::ZERO, Instant::now());

@@ -243,7 +243,7 @@ fn seen_by(cluster: &Cluster, listener: &str, from: &str) -> Result<IpAddr> {
     let (netns, _) = cluster.lab.locate(from);
     let to = (address, PORT).into();
     let connected =
-        within(&netns, move || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).map(drop));
+        within(&netns, move || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(20)).map(drop));
     let connected = connected.join().map_err(|_| anyhow::anyhow!("the prober panicked"))?;
     connected?.with_context(|| format!("{from} does not reach {listener}"))?;
     seen.join().map_err(|_| anyhow::anyhow!("the listener panicked"))??

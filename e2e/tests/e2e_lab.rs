@@ -35,7 +35,7 @@ fn monitors_see_every_withdrawal() -> Result<()> {
     let (routes, rules) = (Monitor::routes(&lab, &netns)?, Monitor::rules(&lab, &netns)?);
     ensure!(routes.deletions().is_empty() && rules.deletions().is_empty(), "deletions before any");
     lab.sh(&netns, "ip route del 192.0.2.0/24 && iptables-nft -X gone")?;
-    wait_for("both monitors", Duration::from_secs(5), || {
+    wait_for("both monitors", Duration::from_secs(30), || {
         ensure!(
             routes.deletions().iter().any(|l| l.contains("192.0.2.0/24")),
             "routes: {:?}",
@@ -52,7 +52,7 @@ fn a_process_that_ends_is_noticed_with_its_log() -> Result<()> {
     let mut command = Command::new("sh");
     command.args(["-c", "echo the reason; exit 3"]);
     let mut process = Process::start("short", command, &dir.path().join("log"))?;
-    let error = wait_for("its end", Duration::from_secs(5), || match process.check() {
+    let error = wait_for("its end", Duration::from_secs(30), || match process.check() {
         Err(error) => Ok(error.to_string()),
         Ok(()) => anyhow::bail!("still running"),
     })?;

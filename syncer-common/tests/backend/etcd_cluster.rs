@@ -13,7 +13,7 @@ use crate::etcd::Followed;
 use crate::support::{OneSource, State, eventually, key, next, value};
 
 /// Within this a client is to have left a member that does not answer.
-const MOVED: Duration = Duration::from_secs(10);
+const MOVED: Duration = Duration::from_secs(20);
 
 async fn store(cluster: &EtcdCluster, members: &[usize]) -> Arc<dyn Datastore> {
     open(&cluster.config(members)).await.unwrap()

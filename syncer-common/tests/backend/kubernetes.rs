@@ -150,10 +150,10 @@ async fn paused_server_is_noticed_by_reads_and_watches() {
         "paused server: read failed after {read_failed:?}, outage after {outage:?}, watch after {watch_failed:?}"
     );
     assert!(
-        read_failed < Duration::from_secs(10) && outage < Duration::from_secs(15),
+        read_failed < Duration::from_secs(20) && outage < Duration::from_secs(30),
         "{read_failed:?} {outage:?}"
     );
-    assert!(watch_failed < Duration::from_secs(25), "{watch_failed:?}");
+    assert!(watch_failed < Duration::from_secs(50), "{watch_failed:?}");
     server.resume();
     let last = eventually("writes", || async {
         match store.create(&key("b"), value("b", "10.0.0.0/24")).await {

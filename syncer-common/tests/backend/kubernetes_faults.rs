@@ -500,5 +500,5 @@ async fn settings_that_can_never_work_are_refused_and_a_missing_server_is_not() 
     for result in [sets.head().await.map(|_| ()), sets.list(None).await.map(|_| ())] {
         assert!(matches!(&result, Err(Error::Unavailable { .. })), "{result:?}");
     }
-    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(began.elapsed() < Duration::from_secs(40));
 }
