@@ -242,13 +242,13 @@ impl Programmer {
         let routes = self.readings.is_multiple_of(ROUTES_EVERY);
         self.readings = self.readings.wrapping_add(1);
         let mut read = control.sessions(routes).await?;
-        if !routes {
-            let counts: BTreeMap<&str, &Session> =
-                self.sessions.iter().map(|session| (session.name.as_str(), session)).collect();
-            for session in read.iter_mut().filter(|session| session.is_up()) {
-                if let Some(last) = counts.get(session.name.as_str()) {
-                    (session.imported, session.exported) = (last.imported, last.exported);
-                }
+        let last: BTreeMap<&str, &Session> =
+            self.sessions.iter().map(|session| (session.name.as_str(), session)).collect();
+        for session in &mut read {
+            let Some(last) = last.get(session.name.as_str()) else { continue };
+            session.steady(last);
+            if !routes && session.is_up() {
+                (session.imported, session.exported) = (last.imported, last.exported);
             }
         }
         let changes = sessions::changes(&self.sessions, &read);

@@ -78,6 +78,18 @@ impl Session {
         self.state == State::Established
     }
 
+    /// Keeps the time of the last reading if it is the same one: BIRD computes it anew from its clocks each time, and may
+    /// say a millisecond more or less.
+    pub(super) fn steady(&mut self, last: &Session) {
+        let same = match (milliseconds(&self.since), milliseconds(&last.since)) {
+            (Some(now), Some(then)) => now.abs_diff(then) <= 2,
+            _ => false,
+        };
+        if same && self.state == last.state {
+            self.since.clone_from(&last.since);
+        }
+    }
+
     /// The same, for the datastore. A peer's address and type are in the session's name.
     pub fn report(&self) -> typha_client::BgpSession {
         let name = self.name.strip_prefix("Local_").unwrap_or(&self.name);
@@ -99,10 +111,20 @@ impl Session {
             r#type: kind.to_owned(),
             state: self.state.name().to_owned(),
             info: self.reason.clone().unwrap_or_default(),
-            // The next reading may say a millisecond more or less: BIRD computes it anew each time.
             since: self.since.split('.').next().unwrap_or_default().to_owned(),
         }
     }
+}
+
+/// Of a time of day as BIRD prints it, `04:59:40.123`; older ones are dates.
+fn milliseconds(since: &str) -> Option<u64> {
+    let (time, fraction) = since.split_once('.')?;
+    let mut seconds = 0;
+    for part in time.split(':') {
+        seconds = seconds * 60 + part.parse::<u64>().ok()?;
+    }
+    (fraction.len() == 3).then_some(())?;
+    Some(seconds * 1_000 + fraction.parse::<u64>().ok()?)
 }
 
 /// Reads `show protocols` and `show protocols all`; protocols that are not BGP are passed over.
@@ -276,6 +298,22 @@ mod tests {
         ]));
         assert_eq!(sessions.len(), 1);
         assert_eq!((sessions[0].imported, sessions[0].exported), (Some(2), Some(3)));
+    }
+
+    #[test]
+    fn a_time_that_only_jitters_stays_the_same() {
+        let session = |since: &str, state: &str| {
+            parse(&reply(&[(1002, &format!("Mesh_10_0_0_2 BGP --- up {since} {state}"))])).remove(0)
+        };
+        let steady = |then: &str, now: &str, state: &str| {
+            let mut read = session(now, state);
+            read.steady(&session(then, "Established"));
+            read.since
+        };
+        assert_eq!(steady("04:59:59.999", "05:00:00.000", "Established"), "04:59:59.999");
+        assert_eq!(steady("04:59:59.999", "05:00:00.002", "Established"), "05:00:00.002", "another session");
+        assert_eq!(steady("04:59:59.999", "05:00:00.000", "Active"), "05:00:00.000", "another state");
+        assert_eq!(steady("04:59:59.999", "2026-11-20", "Established"), "2026-11-20");
     }
 
     #[test]
