@@ -5,6 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use syncer_common::model::values;
+
+use crate::output::Nat;
 
 /// CIDRs with their host bits masked; plain addresses count as their own network.
 pub(crate) fn nets(key: &dyn fmt::Debug, field: &'static str, texts: &[String]) -> Vec<IpNet> {
@@ -13,6 +16,33 @@ pub(crate) fn nets(key: &dyn fmt::Debug, field: &'static str, texts: &[String]) 
 
 pub(crate) fn ips(key: &dyn fmt::Debug, field: &'static str, texts: &[String]) -> Vec<IpAddr> {
     texts.iter().filter_map(|text| report(key, field, text, text.parse().ok())).collect()
+}
+
+/// Floating addresses, in order. A pair of two families translates nothing.
+pub(crate) fn nats(key: &dyn fmt::Debug, endpoint: &values::WorkloadEndpoint) -> Vec<Nat> {
+    let mut nats = Vec::new();
+    for (field, list) in [("ipv4_nats", &endpoint.ipv4_nats), ("ipv6_nats", &endpoint.ipv6_nats)] {
+        for nat in list {
+            let address = |text: &str| text.parse::<IpAddr>().ok();
+            let pair = address(&nat.external_ip).zip(address(&nat.internal_ip));
+            let pair = pair.filter(|(external, internal)| external.is_ipv4() == internal.is_ipv4());
+            let text = format!("{} for {}", nat.external_ip, nat.internal_ip);
+            nats.extend(
+                report(key, field, &text, pair).map(|(external, internal)| Nat { external, internal }),
+            );
+        }
+    }
+    nats.sort();
+    nats
+}
+
+pub(crate) fn dscp(key: &dyn fmt::Debug, value: Option<u32>) -> Option<u8> {
+    let value = value?;
+    let known = u8::try_from(value).ok().filter(|value| *value < 64);
+    if known.is_none() {
+        tracing::warn!(?key, field = "dscp", value, reason = "not from 0 to 63", "ignored part of a value");
+    }
+    known
 }
 
 pub(crate) fn net(text: &str) -> Option<IpNet> {
@@ -37,7 +67,13 @@ pub(crate) fn split_default(net: IpNet) -> Vec<IpNet> {
 
 fn report<T>(key: &dyn fmt::Debug, field: &'static str, text: &str, parsed: Option<T>) -> Option<T> {
     if parsed.is_none() {
-        tracing::warn!(?key, field, value = text, reason = "not an address", "ignored part of a value");
+        tracing::warn!(
+            ?key,
+            field,
+            value = text,
+            reason = "not an address, or not of its family",
+            "ignored part of a value"
+        );
     }
     parsed
 }

@@ -9,6 +9,7 @@ use syncer_common::model::{Key, PolicyKey, ResourceKey, Update, Value, values};
 use syncer_common::selector::Selector;
 
 use crate::active_rules::{EndpointKey, LocalEndpoint};
+use crate::addresses::nets;
 use crate::graph::Graph;
 use crate::hosts::host_of;
 use crate::ip_set::ServiceName;
@@ -89,6 +90,19 @@ impl Graph {
             Key::Resource(ResourceKey { kind, name, .. }) if kind == "FelixConfiguration" => {
                 let name = name.clone();
                 self.config.set_scoped(name, value_of!(update, Value::FelixConfiguration));
+            }
+            Key::Resource(ResourceKey { kind, name, .. })
+                if kind == "BGPConfiguration" && name == "default" =>
+            {
+                let value = value_of!(update, Value::BgpConfiguration).unwrap_or_default();
+                let mut cidrs = nets(&update.key, "service_cluster_ips", &value.service_cluster_ips);
+                cidrs.extend(nets(&update.key, "service_external_ips", &value.service_external_ips));
+                cidrs.extend(nets(
+                    &update.key,
+                    "service_load_balancer_ips",
+                    &value.service_load_balancer_ips,
+                ));
+                self.service_cidrs = cidrs.into_iter().collect();
             }
             Key::Resource(ResourceKey { kind, namespace, .. }) if kind == "KubernetesEndpointSlice" => {
                 let namespace = namespace.clone();

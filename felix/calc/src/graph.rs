@@ -11,18 +11,18 @@
 //! the state alone, and compared with what was put out before. So the number and order of updates between
 //! two flushes cannot matter, and nothing is put out for a change that was taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use syncer_common::model::{PolicyKey, values};
 
 use crate::active_rules::{ActiveRules, EndpointKey, LocalEndpoint};
-use crate::addresses::{ips, nets};
+use crate::addresses::{dscp, ips, nats, nets};
 use crate::config::Config;
 use crate::delta::DeltaMap;
 use crate::ip_set::IpSetDef;
 use crate::members::Members;
-use crate::output::{ActivePolicy, ActiveProfile, Host, HostEndpoint, Output, WorkloadEndpoint};
+use crate::output::{ActivePolicy, ActiveProfile, Host, HostEndpoint, Output, QosLimits, WorkloadEndpoint};
 use crate::policy_resolver::Tiers;
 use crate::routes::Routes;
 use crate::rule_scanner::{NeededSets, missing_profile, scan_policy, scan_profile};
@@ -38,6 +38,8 @@ pub struct Graph {
     pub(crate) hosts: DeltaMap<String, Host>,
     pub(crate) pools: DeltaMap<IpNet, values::IpPool>,
     pub(crate) routes: Routes,
+    pub(crate) service_cidrs: BTreeSet<IpNet>,
+    sent_service_cidrs: BTreeSet<IpNet>,
     policies: Programmed<PolicyKey, ActivePolicy>,
     profiles: Programmed<String, ActiveProfile>,
     endpoints: DeltaMap<EndpointKey, Programme>,
@@ -80,6 +82,8 @@ impl Graph {
             config: Config::default(),
             hosts: DeltaMap::default(),
             pools: DeltaMap::default(),
+            service_cidrs: BTreeSet::new(),
+            sent_service_cidrs: BTreeSet::new(),
             policies: Programmed::default(),
             profiles: Programmed::default(),
             endpoints: DeltaMap::default(),
@@ -168,6 +172,10 @@ impl Graph {
             Some(pool) => Output::PoolUpdate { cidr, pool },
             None => Output::PoolRemove { cidr },
         }));
+        if self.service_cidrs != self.sent_service_cidrs {
+            self.sent_service_cidrs = self.service_cidrs.clone();
+            out.push(Output::ServiceCidrs(self.service_cidrs.clone()));
+        }
         self.routes.flush(&mut out);
         out
     }
@@ -212,6 +220,14 @@ impl Graph {
                     "allow_spoofed_source_prefixes",
                     &endpoint.allow_spoofed_source_prefixes,
                 ),
+                nats: nats(key, endpoint),
+                ingress_limits: limits(endpoint, |qos| {
+                    [qos.ingress_packet_rate, qos.ingress_packet_burst, qos.ingress_max_connections]
+                }),
+                egress_limits: limits(endpoint, |qos| {
+                    [qos.egress_packet_rate, qos.egress_packet_burst, qos.egress_max_connections]
+                }),
+                dscp: dscp(key, endpoint.qos.as_ref().and_then(|qos| qos.dscp)),
                 tiers: tiers.normal,
             }),
             LocalEndpoint::Host(endpoint) => Programme::Host(HostEndpoint {
@@ -221,6 +237,7 @@ impl Graph {
                     ips(key, "expected_ipv6_addrs", &endpoint.expected_ipv6_addrs),
                 ]
                 .concat(),
+                dscp: dscp(key, endpoint.dscp),
                 profile_ids: endpoint.profile_ids.clone(),
                 tiers: tiers.normal,
                 untracked_tiers: tiers.untracked,
@@ -229,6 +246,15 @@ impl Graph {
             }),
         })
     }
+}
+
+fn limits(
+    endpoint: &values::WorkloadEndpoint,
+    of_direction: fn(&values::QosControls) -> [u32; 3],
+) -> QosLimits {
+    let [packet_rate, packet_burst, max_connections] =
+        endpoint.qos.as_ref().map(of_direction).unwrap_or_default().map(u64::from);
+    QosLimits { packet_rate, packet_burst, max_connections }
 }
 
 impl<K, V> Default for Programmed<K, V> {

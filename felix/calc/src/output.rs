@@ -1,7 +1,7 @@
 //! What the calculation puts out: plain enums, consumed by the dataplane managers.
 //!
 //! Order within one flush: configuration; IP sets added, IP sets changed, policies, profiles, endpoints;
-//! then endpoint, profile, policy and IP-set removals; nodes; pools, removals first; this node; routes removed,
+//! then endpoint, profile, policy and IP-set removals; nodes; pools, removals first; service ranges, this node; routes removed,
 //! tunnel ends removed, then added, routes added. One pending entry per object, so a slow dataplane is bounded
 //! by state.
 
@@ -72,6 +72,8 @@ pub enum Output {
     HostRemove {
         node: String,
     },
+    /// Addresses of Services: what no proxy has translated is not to be routed back out.
+    ServiceCidrs(BTreeSet<IpNet>),
     /// What routing needs to know of this node itself.
     OwnNode(OwnNode),
     RouteRemove {
@@ -193,7 +195,28 @@ pub struct WorkloadEndpoint {
     pub ipv4_nets: Vec<IpNet>,
     pub ipv6_nets: Vec<IpNet>,
     pub allow_spoofed_source_prefixes: Vec<IpNet>,
+    pub nats: Vec<Nat>,
+    pub ingress_limits: QosLimits,
+    pub egress_limits: QosLimits,
+    /// 0 to 63, for what leaves the cluster.
+    pub dscp: Option<u8>,
     pub tiers: Vec<Tier>,
+}
+
+/// A floating address of a workload, and the workload's own behind it, of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Nat {
+    pub external: IpAddr,
+    pub internal: IpAddr,
+}
+
+/// Limits on one direction of a workload; zero for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QosLimits {
+    /// Packets a second.
+    pub packet_rate: u64,
+    pub packet_burst: u64,
+    pub max_connections: u64,
 }
 
 /// A local host endpoint with what applies to it.
@@ -202,6 +225,8 @@ pub struct HostEndpoint {
     /// Interface, `*`, or empty when the expected addresses decide.
     pub name: String,
     pub expected_ips: Vec<IpAddr>,
+    /// 0 to 63, for what leaves the cluster from the expected addresses.
+    pub dscp: Option<u8>,
     pub profile_ids: Vec<String>,
     pub tiers: Vec<Tier>,
     pub untracked_tiers: Vec<Tier>,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use felix_calc::explain::{self, Settings};
 use felix_calc::output::{
-    ActivePolicy, ActiveProfile, Family, Host, HostEndpoint, IpSetKind, Output, OwnNode, Route, Vtep,
+    ActivePolicy, ActiveProfile, Family, Host, HostEndpoint, IpSetKind, Nat, Output, OwnNode, Route, Vtep,
     WorkloadEndpoint,
 };
 use ipnet::IpNet;
@@ -21,7 +21,7 @@ use crate::iptables::plan::Hooks;
 use crate::iptables::render::Features;
 use crate::iptables::{Chain, InsertMode, IpVersion, TableName};
 use crate::routetable::Workload;
-use crate::rules::{ANY_INTERFACE, ParamError, Renderer, RulesConfig, StaticInputs};
+use crate::rules::{ANY_INTERFACE, DscpRule, ParamError, Renderer, RulesConfig, StaticInputs};
 
 /// Where rendered state goes. IP sets hold both families; each driver takes its own members.
 pub trait Sink {
@@ -49,6 +49,9 @@ pub trait Sink {
     fn vtep(&mut self, node: &str, family: Family, vtep: Option<Vtep>);
     fn route(&mut self, dst: IpNet, route: Option<Route>);
 }
+
+/// The orchestrator whose floating addresses need no switch.
+const OPENSTACK: &str = "openstack";
 
 /// An IP set operation, in the order of arrival.
 enum SetChange {
@@ -85,12 +88,25 @@ pub struct Model {
     owners: BTreeMap<String, WorkloadEndpointKey>,
     host_owners: BTreeMap<String, HostEndpointKey>,
     built_in: BTreeMap<&'static str, (IpSetKind, BTreeSet<String>)>,
-    /// By interface: sources that its workload may use beside its own.
-    spoofable: BTreeMap<String, Vec<IpNet>>,
+    service_cidrs: BTreeSet<IpNet>,
+    from_endpoints: FromEndpoints,
     dirty: Dirty,
     set_changes: Vec<(String, SetChange)>,
     /// On their way through: the driver keeps them.
     route_changes: BTreeMap<IpNet, Option<Route>>,
+}
+
+/// What local endpoints bring into the frame.
+#[derive(Default, PartialEq)]
+struct FromEndpoints {
+    /// By interface: sources that its workload may use beside its own.
+    spoofable: BTreeMap<String, Vec<IpNet>>,
+    /// Floating addresses: external to internal.
+    dnats: BTreeMap<String, String>,
+    /// And back. Of several the lowest is the one by which a workload sees itself.
+    snats: BTreeMap<String, String>,
+    /// By source, of what leaves the cluster.
+    dscp: BTreeMap<IpNet, u8>,
 }
 
 #[derive(Default)]
@@ -130,7 +146,8 @@ impl Model {
             owners: BTreeMap::new(),
             host_owners: BTreeMap::new(),
             built_in: BTreeMap::new(),
-            spoofable: BTreeMap::new(),
+            service_cidrs: BTreeSet::new(),
+            from_endpoints: FromEndpoints::default(),
             dirty: Dirty { config: true, everything: true, ..Dirty::default() },
             set_changes: Vec::new(),
             route_changes: BTreeMap::new(),
@@ -265,6 +282,10 @@ impl Model {
                 self.hosts.remove(&node);
                 dirty.built_in = true;
             }
+            Output::ServiceCidrs(cidrs) => {
+                self.service_cidrs = cidrs;
+                dirty.frame = true;
+            }
             // Packets into tunnels are masqueraded to the tunnel's own address.
             Output::OwnNode(own) => {
                 self.own = own;
@@ -324,9 +345,6 @@ impl Model {
                 SetChange::Remove => sink.set_remove(&id),
             }
         }
-        if dirty.built_in {
-            self.flush_built_in_sets(sink);
-        }
         if dirty.own {
             sink.own_node(&self.own);
         }
@@ -336,7 +354,7 @@ impl Model {
         for (dst, route) in std::mem::take(&mut self.route_changes) {
             sink.route(dst, route);
         }
-        dirty.frame |= self.flush_workloads(&dirty, sink);
+        self.flush_workloads(&dirty, sink);
         if dirty.host_endpoints {
             let had = !self.host_owners.is_empty();
             self.flush_host_endpoints(sink);
@@ -348,6 +366,15 @@ impl Model {
         }
         self.flush_policies(&dirty.policies, sink);
         self.flush_profiles(&dirty.profiles, sink);
+        if dirty.everything || dirty.host_endpoints || !dirty.interfaces.is_empty() {
+            let from_endpoints = self.read_endpoints();
+            dirty.frame |= from_endpoints != self.from_endpoints;
+            dirty.built_in |= from_endpoints.dscp != self.from_endpoints.dscp;
+            self.from_endpoints = from_endpoints;
+        }
+        if dirty.built_in {
+            self.flush_built_in_sets(sink);
+        }
         if dirty.frame {
             self.flush_frame(sink);
         }
@@ -404,7 +431,8 @@ impl Model {
         );
         let own = self.interfaces.iter().flat_map(|interface| &interface.addresses).map(IpAddr::to_string);
         wanted.insert(sets::THIS_HOST, (IpSetKind::Ip, own.collect()));
-        wanted.insert(sets::DSCP_SOURCES, (IpSetKind::Net, BTreeSet::new()));
+        let marked = self.from_endpoints.dscp.keys().map(text).collect();
+        wanted.insert(sets::DSCP_SOURCES, (IpSetKind::Net, marked));
         let nodes = || {
             let addresses = self.hosts.values().flat_map(|host| {
                 host.ipv4
@@ -434,10 +462,9 @@ impl Model {
         self.built_in = wanted;
     }
 
-    /// Returns whether the frame depends on what changed.
-    fn flush_workloads(&mut self, dirty: &Dirty, sink: &mut dyn Sink) -> bool {
+    fn flush_workloads(&mut self, dirty: &Dirty, sink: &mut dyn Sink) {
         if dirty.interfaces.is_empty() && !dirty.everything {
-            return false;
+            return;
         }
         let mut by_interface: BTreeMap<&str, &WorkloadEndpointKey> = BTreeMap::new();
         for (key, endpoint) in &self.workloads {
@@ -468,9 +495,8 @@ impl Model {
             let endpoint = self.workloads.get(key);
             let has_interface =
                 |endpoint: &&WorkloadEndpoint| self.owners.get(&endpoint.interface) == Some(key);
-            let endpoint = endpoint.filter(has_interface);
-            let wanted = endpoint.map(|endpoint| workload(endpoint, !self.spoofable(endpoint).is_empty()));
-            sink.workload(key, wanted);
+            let workload = endpoint.filter(has_interface).map(|endpoint| self.workload(key, endpoint));
+            sink.workload(key, workload);
         }
         if interfaces_changed {
             let names: Vec<&String> = self.owners.keys().collect();
@@ -479,14 +505,55 @@ impl Model {
                 sink.chains(version, TableName::Filter, Owner::WorkloadDispatch, chains, false);
             }
         }
-        let active = self.owners.iter().filter_map(|(name, key)| Some((name, self.workloads.get(key)?)));
-        let spoofable: BTreeMap<String, Vec<IpNet>> = active
-            .map(|(name, endpoint)| (name.clone(), self.spoofable(endpoint).to_vec()))
-            .filter(|(_, prefixes)| !prefixes.is_empty())
-            .collect();
-        let changed = spoofable != self.spoofable;
-        self.spoofable = spoofable;
-        changed
+    }
+
+    fn read_endpoints(&self) -> FromEndpoints {
+        let mut found = FromEndpoints::default();
+        for (interface, key) in &self.owners {
+            let Some(endpoint) = self.workloads.get(key) else { continue };
+            let prefixes = self.spoofable(endpoint);
+            if !prefixes.is_empty() {
+                found.spoofable.insert(interface.clone(), prefixes.to_vec());
+            }
+            for nat in self.nats(key, endpoint) {
+                // Two workloads with one floating address: the first interface has it.
+                found.dnats.entry(nat.external.to_string()).or_insert_with(|| nat.internal.to_string());
+                found.snats.entry(nat.internal.to_string()).or_insert_with(|| nat.external.to_string());
+            }
+            let nets = endpoint.ipv4_nets.iter().chain(&endpoint.ipv6_nets);
+            found.dscp.extend(nets.filter_map(|net| Some((*net, endpoint.dscp?))));
+        }
+        for endpoint in self.host_endpoints.values() {
+            let addresses = endpoint.expected_ips.iter().map(|address| IpNet::from(*address));
+            found.dscp.extend(addresses.filter_map(|address| Some((address, endpoint.dscp?))));
+        }
+        found
+    }
+
+    /// Floating addresses that are to be translated: OpenStack's always, others' when configured.
+    fn nats<'a>(
+        &self,
+        key: &WorkloadEndpointKey,
+        endpoint: &'a WorkloadEndpoint,
+    ) -> impl Iterator<Item = &'a Nat> + use<'a> {
+        let wanted = self.renderer.config().floating_ips || key.orchestrator == OPENSTACK;
+        endpoint.nats.iter().filter(move |_| wanted && endpoint.active)
+    }
+
+    fn workload(&self, key: &WorkloadEndpointKey, endpoint: &WorkloadEndpoint) -> Workload {
+        // An endpoint that is administratively down keeps its chains, which drop, and has no routes.
+        let mut nets: Vec<IpNet> = match endpoint.active {
+            true => endpoint.ipv4_nets.iter().chain(&endpoint.ipv6_nets).copied().collect(),
+            false => Vec::new(),
+        };
+        // Others learn from the route where the floating address is.
+        nets.extend(self.nats(key, endpoint).map(|nat| IpNet::from(nat.external)));
+        Workload {
+            interface: endpoint.interface.clone(),
+            nets,
+            mac: mac(&endpoint.mac),
+            spoofing: !self.spoofable(endpoint).is_empty(),
+        }
     }
 
     /// Sources beside its own that a workload may use.
@@ -568,8 +635,11 @@ impl Model {
                 vxlan_tunnel_address: tunnel(&self.own.vxlan_v4),
                 vxlan_tunnel_address_v6: tunnel(&self.own.vxlan_v6),
                 nat_outgoing: self.pools.iter().any(masquerades),
-                spoofable: self.spoofable.clone(),
-                ..StaticInputs::default()
+                spoofable: self.from_endpoints.spoofable.clone(),
+                service_cidrs: self.service_cidrs.iter().map(IpNet::to_string).collect(),
+                dnats: self.from_endpoints.dnats.clone(),
+                snats: self.from_endpoints.snats.clone(),
+                dscp: self.from_endpoints.dscp.iter().map(dscp_rule).collect(),
             };
             for table in TableName::ALL {
                 let chains = self.renderer.static_chains(table, version, &inputs);
@@ -613,13 +683,10 @@ fn resolve_host_endpoints(
     resolved
 }
 
-fn workload(endpoint: &WorkloadEndpoint, spoofing: bool) -> Workload {
-    // An endpoint that is administratively down keeps its chains, which drop, and has no routes.
-    let nets = match endpoint.active {
-        true => endpoint.ipv4_nets.iter().chain(&endpoint.ipv6_nets).copied().collect(),
-        false => Vec::new(),
-    };
-    Workload { interface: endpoint.interface.clone(), nets, mac: mac(&endpoint.mac), spoofing }
+/// One rule per source: of a list the program makes several, which would never look as they were written.
+fn dscp_rule((net, value): (&IpNet, &u8)) -> DscpRule {
+    let host = net.prefix_len() == net.max_prefix_len();
+    DscpRule { sources: if host { net.addr().to_string() } else { net.to_string() }, value: *value }
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

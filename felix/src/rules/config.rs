@@ -119,6 +119,8 @@ pub struct RulesConfig {
     pub nat_outgoing_excludes_hosts: bool,
     pub nat_outgoing_interface_filter: Option<String>,
     pub service_loop_prevention: LoopPrevention,
+    /// Floating addresses of others than OpenStack's, whose are always translated.
+    pub floating_ips: bool,
     pub openstack: Option<OpenStack>,
 }
 
@@ -170,6 +172,7 @@ impl Default for RulesConfig {
             nat_outgoing_excludes_hosts: false,
             nat_outgoing_interface_filter: None,
             service_loop_prevention: LoopPrevention::Drop,
+            floating_ips: false,
             openstack: None,
         }
     }
@@ -313,6 +316,9 @@ impl Reader<'_> {
                         ("Disabled", LoopPrevention::Disabled),
                     ],
                 )
+            }),
+            floating_ips: self.read("FloatingIPs", d.floating_ips, |text| {
+                one_of(text, &[("Enabled", true), ("Disabled", false)])
             }),
             openstack: openstack.then(|| OpenStack {
                 metadata_ip: self.read("MetadataAddr", Some("127.0.0.1".to_owned()), |text| {

@@ -4,6 +4,7 @@
 //! endpoints the failsafe ports; then tier by tier the policies, each accepting, denying or passing; and
 //! last the profiles. A packet that nothing accepted is denied.
 
+pub use felix_calc::output::QosLimits;
 use felix_calc::output::{HostEndpoint, WorkloadEndpoint};
 
 use super::Renderer;
@@ -13,15 +14,6 @@ use super::fragments::{
 use super::groups::{PolicyGroup, TierGroups};
 use super::names::{self, ANY_INTERFACE, Direction, EndpointChain, nflog};
 use crate::iptables::{Chain, IpVersion, Rule, TableName};
-
-/// Limits on one direction of a workload; zero for none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QosLimits {
-    /// Packets a second.
-    pub packet_rate: u64,
-    pub packet_burst: u64,
-    pub max_connections: u64,
-}
 
 /// A workload endpoint with its policies in groups.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +64,8 @@ impl Renderer {
             admin_up: endpoint.active,
             tiers: &TierGroups::of(&endpoint.tiers),
             profiles: &endpoint.profile_ids,
+            ingress_limits: endpoint.ingress_limits,
+            egress_limits: endpoint.egress_limits,
             ..WorkloadInput::default()
         })
     }

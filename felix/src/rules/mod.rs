@@ -19,7 +19,7 @@ pub use config::{Marks, ParamError, RulesConfig};
 pub use dispatch::HostInterface;
 pub use groups::{PolicyGroup, TierGroups};
 pub use names::{ANY_INTERFACE, Direction};
-pub use static_chains::{Hook, StaticInputs};
+pub use static_chains::{DscpRule, Hook, StaticInputs};
 
 use crate::iptables::TableName;
 use fragments::DenyAction;

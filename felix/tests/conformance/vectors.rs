@@ -125,6 +125,7 @@ pub fn config(vector: &Value, modern: bool) -> RulesConfig {
             "Reject" => LoopPrevention::Reject,
             _ => LoopPrevention::Disabled,
         },
+        floating_ips: false,
         openstack: flag(vector, "open_stack_special_cases_enabled").then(|| OpenStack {
             metadata_ip: optional("open_stack_metadata_ip"),
             metadata_port: port("open_stack_metadata_port"),

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod node;
+pub mod peer;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! Specs of endpoints, nodes and pools.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::scalars::{AsNumber, Protocol};
 
@@ -23,6 +23,58 @@ pub struct WorkloadEndpointSpec {
     pub mac: String,
     pub ports: Vec<EndpointPort>,
     pub allow_spoofed_source_prefixes: Vec<String>,
+    pub qos_controls: Option<QosControls>,
+}
+
+/// What felix holds traffic to and marks it with; bandwidths are others' to read.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct QosControls {
+    pub ingress_packet_rate: i64,
+    pub ingress_packet_burst: i64,
+    pub egress_packet_rate: i64,
+    pub egress_packet_burst: i64,
+    pub ingress_max_connections: i64,
+    pub egress_max_connections: i64,
+    pub dscp: Option<Dscp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dscp {
+    Number(u8),
+    Class(String),
+}
+
+/// The annotation that gives pods and host endpoints a DSCP.
+pub const DSCP_ANNOTATION: &str = "qos.projectcalico.org/dscp";
+
+impl Dscp {
+    /// A number, or the name of a class in any case. None: neither.
+    pub fn parse(text: &str) -> Option<Dscp> {
+        let dscp = match text.parse() {
+            Ok(number) => Dscp::Number(number),
+            Err(_) => Dscp::Class(text.to_ascii_uppercase()),
+        };
+        dscp.value().map(|_| dscp)
+    }
+
+    /// What goes into a packet. None: there is no such value.
+    pub fn value(&self) -> Option<u8> {
+        let class = match self {
+            Dscp::Number(number) => return Some(*number).filter(|number| *number < 64),
+            Dscp::Class(class) => class.to_ascii_uppercase(),
+        };
+        match class.as_bytes() {
+            b"DF" => Some(0),
+            b"EF" => Some(46),
+            [b'A', b'F', class @ b'1'..=b'4', drop @ b'1'..=b'3'] => {
+                Some(8 * (class - b'0') + 2 * (drop - b'0'))
+            }
+            [b'C', b'S', class @ b'0'..=b'7'] => Some(8 * (class - b'0')),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::object::{Meta, error};
 use super::quantity;
 use crate::apis::FieldError;
+use crate::apis::network::{DSCP_ANNOTATION, Dscp};
 
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,14 +41,6 @@ pub(super) struct QosControls {
     egress_max_connections: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     dscp: Option<Dscp>,
-}
-
-/// A number, or the name of a class.
-#[derive(Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-enum Dscp {
-    Number(u8),
-    Class(String),
 }
 
 fn is_unset(value: &i64) -> bool {
@@ -167,26 +160,12 @@ impl Annotations<'_, '_> {
     }
 
     fn dscp(&mut self) -> Option<Dscp> {
-        const NAME: &str = "qos.projectcalico.org/dscp";
-        let text = self.meta.annotations.get(NAME)?;
-        let dscp = dscp(text);
+        let text = self.meta.annotations.get(DSCP_ANNOTATION)?;
+        let dscp = Dscp::parse(text);
         if dscp.is_none() {
-            self.note(NAME, format!("{:?} is neither 0 to 63 nor a class such as AF21", &**text));
+            let reason = format!("{:?} is neither 0 to 63 nor a class such as AF21", &**text);
+            self.note(DSCP_ANNOTATION, reason);
         }
         dscp
     }
-}
-
-fn dscp(text: &str) -> Option<Dscp> {
-    if let Ok(number) = text.parse::<u8>() {
-        return (number < 64).then_some(Dscp::Number(number));
-    }
-    let class = text.to_ascii_uppercase();
-    let known = match class.as_bytes() {
-        b"DF" | b"EF" => true,
-        [b'A', b'F', class, drop] => (b'1'..=b'4').contains(class) && (b'1'..=b'3').contains(drop),
-        [b'C', b'S', class] => (b'0'..=b'7').contains(class),
-        _ => false,
-    };
-    known.then_some(Dscp::Class(class))
 }

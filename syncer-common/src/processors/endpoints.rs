@@ -7,7 +7,8 @@ use super::addresses::{mac, parse_address, parse_net};
 use super::findings::Findings;
 use super::rules::{self, NAMESPACE_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_ACCOUNT_PREFIX};
 use crate::apis::network::{
-    EndpointPort, HostEndpointSpec, LiveMigrationSpec, MigratingWorkload, WorkloadEndpointSpec,
+    DSCP_ANNOTATION, Dscp, EndpointPort, HostEndpointSpec, LiveMigrationSpec, MigratingWorkload, QosControls,
+    WorkloadEndpointSpec,
 };
 use crate::apis::{FieldError, Resource};
 use crate::model::{HostEndpointKey, Key, ResourceKey, Update, Value, WorkloadEndpointKey};
@@ -64,6 +65,7 @@ pub(super) fn convert_workload(key: &ResourceKey, resource: &Resource) -> Result
         let net = parse_net(prefix).map_err(|reason| FieldError::new(field(), reason))?;
         allow_spoofed_source_prefixes.push(net.to_string());
     }
+    let qos = spec.qos_controls.map(qos).transpose()?;
     let mac = match spec.mac.as_str() {
         "" => String::new(),
         text => mac(text).map_err(|reason| FieldError::new("spec.mac", reason))?,
@@ -88,8 +90,30 @@ pub(super) fn convert_workload(key: &ResourceKey, resource: &Resource) -> Result
         ipv6_nats,
         allow_spoofed_source_prefixes,
         incarnation: resource.metadata.uid.clone(),
+        qos,
     };
     Ok(Update::set(own, Value::WorkloadEndpoint(endpoint)))
+}
+
+fn qos(controls: QosControls) -> Result<v1::QosControls, FieldError> {
+    let dscp = match &controls.dscp {
+        None => None,
+        Some(dscp) => Some(u32::from(dscp.value().ok_or_else(|| {
+            FieldError::new("spec.qosControls.dscp", "neither 0 to 63 nor a class such as AF21")
+        })?)),
+    };
+    // Negative limits mean nothing, and the kernel's limit match counts to 10,000 packets.
+    let rate = |value: i64| value.clamp(0, 10_000) as u32;
+    let connections = |value: i64| value.clamp(0, u32::MAX.into()) as u32;
+    Ok(v1::QosControls {
+        ingress_packet_rate: rate(controls.ingress_packet_rate),
+        ingress_packet_burst: rate(controls.ingress_packet_burst),
+        egress_packet_rate: rate(controls.egress_packet_rate),
+        egress_packet_burst: rate(controls.egress_packet_burst),
+        ingress_max_connections: connections(controls.ingress_max_connections),
+        egress_max_connections: connections(controls.egress_max_connections),
+        dscp,
+    })
 }
 
 fn split_nets(nets: &[String], field: &str) -> Result<(Vec<String>, Vec<String>), FieldError> {
@@ -136,6 +160,14 @@ pub(super) fn convert_host(
             Err(reason) => findings.note(format!("spec.expectedIPs[{index}]"), reason),
         }
     }
+    let dscp = resource.metadata.annotations.get(DSCP_ANNOTATION).and_then(|text| {
+        let value = Dscp::parse(text).and_then(|dscp| dscp.value());
+        if value.is_none() {
+            let reason = format!("{text:?} is neither 0 to 63 nor a class such as AF21");
+            findings.note(format!("metadata.annotations[{DSCP_ANNOTATION}]"), reason);
+        }
+        value.map(u32::from)
+    });
     let endpoint = v1::HostEndpoint {
         name: spec.interface_name,
         expected_ipv4_addrs: ipv4,
@@ -143,6 +175,7 @@ pub(super) fn convert_host(
         labels: resource.metadata.labels.clone(),
         profile_ids: spec.profiles,
         ports: named_ports(&spec.ports),
+        dscp,
     };
     let own = Key::HostEndpoint(HostEndpointKey { host: spec.node, endpoint: key.name.clone() });
     Ok(Outcome::Shared(Box::new((own, Value::HostEndpoint(endpoint)))))

@@ -41,7 +41,7 @@ const ENTRY_BYTES: usize = 4 << 20;
 /// Part of a kind's view id: to be raised when its projection changes its output.
 const fn projection(kind: Kind) -> u32 {
     match kind {
-        Kind::Service | Kind::EndpointSlice => 2,
+        Kind::WorkloadEndpoint | Kind::HostEndpoint | Kind::Service | Kind::EndpointSlice => 2,
         _ => 1,
     }
 }

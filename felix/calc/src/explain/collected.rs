@@ -72,6 +72,7 @@ impl Collected {
             | Output::PoolRemove { .. }
             | Output::HostUpdate { .. }
             | Output::HostRemove { .. }
+            | Output::ServiceCidrs(_)
             | Output::OwnNode(_)
             | Output::RouteRemove { .. }
             | Output::VtepRemove { .. }

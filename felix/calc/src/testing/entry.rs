@@ -124,6 +124,17 @@ impl Entry {
         Entry { key: resource("FelixConfiguration", name), value: Value::FelixConfiguration(value) }
     }
 
+    /// BGPConfiguration `default` with ranges of cluster, external and load balancer addresses.
+    pub fn service_ranges(cluster: &[&str], external: &[&str], load_balancer: &[&str]) -> Self {
+        let value = values::BgpConfiguration {
+            service_cluster_ips: strings(cluster),
+            service_external_ips: strings(external),
+            service_load_balancer_ips: strings(load_balancer),
+            ..Default::default()
+        };
+        Entry { key: resource("BGPConfiguration", "default"), value: Value::BgpConfiguration(value) }
+    }
+
     pub fn node(name: &str, address: &str, labels: Labels<'_>) -> Self {
         let bgp = values::NodeBgp { ipv4_address: address.into(), ..Default::default() };
         let value = values::Node { labels: map(labels), bgp: Some(bgp), ..Default::default() };
@@ -174,6 +185,27 @@ impl Entry {
             other => panic!("no profiles in {other:?}"),
         };
         *profile_ids = strings(names);
+        self
+    }
+
+    /// A floating address of a workload.
+    pub fn floating(self, external: &str, internal: &str) -> Self {
+        let nat = values::IpNat { internal_ip: internal.into(), external_ip: external.into() };
+        self.edit_workload(|endpoint| match nat.internal_ip.contains(':') {
+            true => endpoint.ipv6_nats.push(nat),
+            false => endpoint.ipv4_nats.push(nat),
+        })
+    }
+
+    pub fn qos(self, qos: values::QosControls) -> Self {
+        self.edit_workload(|endpoint| endpoint.qos = Some(qos))
+    }
+
+    fn edit_workload(mut self, edit: impl FnOnce(&mut values::WorkloadEndpoint)) -> Self {
+        match &mut self.value {
+            Value::WorkloadEndpoint(endpoint) => edit(endpoint),
+            other => panic!("no workload: {other:?}"),
+        }
         self
     }
 

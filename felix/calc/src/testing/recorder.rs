@@ -8,7 +8,7 @@ use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey, valu
 
 use crate::output::{
     ActivePolicy, ActiveProfile, Encapsulation, Family, Hop, Host, HostEndpoint, IpSetKind, Output, OwnNode,
-    PolicyRef, Route, Rule, Tier, Vtep, WorkloadEndpoint,
+    PolicyRef, QosLimits, Route, Rule, Tier, Vtep, WorkloadEndpoint,
 };
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +21,7 @@ pub struct Recorder {
     pub host_endpoints: BTreeMap<HostEndpointKey, HostEndpoint>,
     pub hosts: BTreeMap<String, Host>,
     pub pools: BTreeMap<IpNet, values::IpPool>,
+    pub service_cidrs: BTreeSet<IpNet>,
     pub own: OwnNode,
     pub vteps: BTreeMap<(String, Family), Vtep>,
     pub routes: BTreeMap<IpNet, Route>,
@@ -100,6 +101,10 @@ impl Recorder {
             Output::HostRemove { node } => removed(&mut self.hosts, node),
             Output::PoolUpdate { cidr, pool } => changed(&mut self.pools, cidr, pool),
             Output::PoolRemove { cidr } => removed(&mut self.pools, cidr),
+            Output::ServiceCidrs(cidrs) => {
+                assert_ne!(self.service_cidrs, cidrs, "service ranges did not change");
+                self.service_cidrs = cidrs;
+            }
             Output::OwnNode(own) => {
                 assert_ne!(std::mem::replace(&mut self.own, own.clone()), own, "this node did not change");
             }
@@ -132,6 +137,18 @@ impl Recorder {
         for (key, endpoint) in &self.workloads {
             let name = key.workload.strip_prefix("default/").unwrap_or(&key.workload);
             lines.insert(line(&format!("workload {name}"), &stage("", &endpoint.tiers)));
+            for nat in &endpoint.nats {
+                lines.insert(format!("floating {} for {} of {name}", nat.external, nat.internal));
+            }
+            for (direction, limits) in [("in", endpoint.ingress_limits), ("out", endpoint.egress_limits)] {
+                if limits != QosLimits::default() {
+                    let QosLimits { packet_rate, packet_burst, max_connections } = limits;
+                    lines.insert(format!(
+                        "limits {name} {direction} {packet_rate} {packet_burst} {max_connections}"
+                    ));
+                }
+            }
+            lines.extend(endpoint.dscp.map(|dscp| format!("dscp {name} {dscp}")));
         }
         for (key, endpoint) in &self.host_endpoints {
             let stages = [
@@ -141,11 +158,13 @@ impl Recorder {
                 stage("forward:", &endpoint.forward_tiers),
             ];
             lines.insert(line(&format!("host endpoint {}", key.endpoint), &stages.concat()));
+            lines.extend(endpoint.dscp.map(|dscp| format!("dscp {} {dscp}", key.endpoint)));
         }
         for (node, host) in &self.hosts {
             lines.insert(line(&format!("host {node}"), &host.ipv4.map(|ip| ip.to_string())));
         }
         lines.extend(self.pools.keys().map(|cidr| format!("pool {cidr}")));
+        lines.extend(self.service_cidrs.iter().map(|cidr| format!("services {cidr}")));
         for vtep in [self.own.vxlan_v4, self.own.vxlan_v6].into_iter().flatten() {
             lines.insert(format!("own vtep {} {}", vtep.node_ip, vtep.tunnel_ip));
         }
@@ -208,7 +227,7 @@ fn rank(output: &Output) -> usize {
         Output::IpSetRemove { .. } => 9,
         Output::HostUpdate { .. } | Output::HostRemove { .. } => 10,
         Output::PoolUpdate { .. } | Output::PoolRemove { .. } => 11,
-        Output::OwnNode(_) => 12,
+        Output::ServiceCidrs(_) | Output::OwnNode(_) => 12,
         Output::RouteRemove { .. } => 13,
         Output::VtepRemove { .. } => 14,
         Output::VtepUpdate { .. } => 15,

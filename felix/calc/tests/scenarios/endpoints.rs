@@ -2,7 +2,7 @@
 
 use felix_calc::testing::expand::NODE;
 use felix_calc::testing::{Entry, State, allow, deny, run};
-use syncer_common::model::Value;
+use syncer_common::model::{Value, values};
 
 use crate::{local, remote};
 
@@ -134,4 +134,46 @@ fn policy_goes_with_its_last_endpoint_only() {
     let one = two.then("one").without(&a).expect(["policy p in(deny)", "workload b default(in: p; out: p)"]);
     let none = one.then("none").without(&b).expect([""; 0]);
     run(&[two, one, none]);
+}
+
+#[test]
+fn floating_addresses_limits_and_dscp_come_with_their_workload() {
+    let plain = local("a", "10.0.0.1/32", &[]);
+    let none = State::new("none").with(plain.clone()).expect(["workload a"]);
+    let floating = none
+        .then("floating")
+        .with(
+            plain
+                .clone()
+                .floating("192.0.2.1", "10.0.0.1")
+                .floating("2001:db8::1", "fd00::1")
+                // Neither of these can be translated.
+                .floating("2001:db8::2", "10.0.0.1")
+                .floating("nonsense", "10.0.0.1"),
+        )
+        .expect([
+            "workload a",
+            "floating 192.0.2.1 for 10.0.0.1 of a",
+            "floating 2001:db8::1 for fd00::1 of a",
+        ]);
+    let qos = values::QosControls {
+        ingress_packet_rate: 100,
+        ingress_packet_burst: 5,
+        egress_max_connections: 7,
+        dscp: Some(46),
+        ..Default::default()
+    };
+    let held = floating.then("held").with(plain.clone().qos(qos)).expect([
+        "workload a",
+        "limits a in 100 5 0",
+        "limits a out 0 0 7",
+        "dscp a 46",
+    ]);
+    let beyond = values::QosControls { dscp: Some(64), ..Default::default() };
+    let refused = held.then("no such value").with(plain.qos(beyond)).expect(["workload a"]);
+    let elsewhere = refused
+        .then("a remote workload's are its node's affair")
+        .with(Entry::workload("there", "b", &["10.0.0.2/32"], &[]).floating("192.0.2.2", "10.0.0.2"))
+        .expect(["workload a"]);
+    run(&[none, floating, held, refused, elsewhere]);
 }

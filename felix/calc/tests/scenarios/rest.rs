@@ -4,7 +4,7 @@ use felix_calc::Graph;
 use felix_calc::output::Output;
 use felix_calc::testing::expand::NODE;
 use felix_calc::testing::{Entry, State, run};
-use syncer_common::model::{Key, Update, Value};
+use syncer_common::model::{Key, ResourceKey, Update, Value};
 
 use crate::local;
 
@@ -77,6 +77,30 @@ fn pools_pass_through() {
     let edited = both.then("edited").with(quiet).expect(["pool 10.65.0.0/16", "pool fd00::/64"]);
     let one = edited.then("one").without(&v6).expect(["pool 10.65.0.0/16"]);
     run(&[both, edited, one]);
+}
+
+#[test]
+fn service_ranges_come_from_the_default_bgp_configuration() {
+    let all = Entry::service_ranges(&["10.96.0.0/12", "fd96::/112"], &["192.0.2.7/24"], &["198.51.100.9"]);
+    let mut node = all.clone();
+    node.key = Key::Resource(ResourceKey {
+        kind: "BGPConfiguration".into(),
+        namespace: "".into(),
+        name: "node.x".into(),
+    });
+    let none = State::new("none").with(node).expect([""; 0]);
+    let some = none.then("some").with(all.clone()).expect([
+        "services 10.96.0.0/12",
+        "services fd96::/112",
+        "services 192.0.2.0/24",
+        "services 198.51.100.9/32",
+    ]);
+    let bad = some
+        .then("one does not read")
+        .with(Entry::service_ranges(&["10.96.0.0/12", "nonsense"], &[], &[]))
+        .expect(["services 10.96.0.0/12"]);
+    let gone = bad.then("gone").without(&all).expect([""; 0]);
+    run(&[none, some, bad, gone]);
 }
 
 #[test]
