@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod drift;
 pub mod ifacemonitor;
 pub mod ipsets;
 pub mod iptables;

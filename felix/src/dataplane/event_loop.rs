@@ -39,6 +39,8 @@ const BURST: f64 = 10.0;
 const PASSES_PER_SECOND: f64 = 10.0;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// The kernel tells nobody of changes to IP sets: how often to look for those of others.
+const IPSETS_LOOK: Duration = Duration::from_secs(5);
 /// Address changes come in bursts: look once they are over.
 const ADDRESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -105,6 +107,7 @@ struct Kernel {
 struct Refreshes {
     tables: Instant,
     ipsets: Instant,
+    suspicion: Instant,
     routes: Instant,
     interfaces: Instant,
 }
@@ -149,7 +152,7 @@ impl Dataplane {
             throttle: Throttle { tokens: BURST, at: now },
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry_at: None,
-            refreshes: Refreshes { tables: now, ipsets: now, routes: now, interfaces: now },
+            refreshes: Refreshes { tables: now, ipsets: now, suspicion: now, routes: now, interfaces: now },
             history: History::default(),
             questions: None,
         })
@@ -302,6 +305,9 @@ impl Dataplane {
         }
         if due(&mut self.refreshes.ipsets, params.ipsets_refresh) {
             self.kernel.ipsets.values_mut().for_each(IpSets::queue_resync);
+        }
+        if due(&mut self.refreshes.suspicion, IPSETS_LOOK) {
+            self.kernel.ipsets.values_mut().for_each(IpSets::suspect);
         }
         if due(&mut self.refreshes.routes, params.routes_refresh) {
             self.kernel.routes.queue_resync();

@@ -50,6 +50,20 @@ pub fn owned_sets(version: IpVersion, saved: &str) -> BTreeMap<String, KernelSet
     sets
 }
 
+/// How many members our sets of one family have, from what `ipset list -terse` prints.
+pub fn owned_sizes(version: IpVersion, listed: &str) -> BTreeMap<String, usize> {
+    let mut sizes = BTreeMap::new();
+    let mut name = None;
+    for line in listed.lines() {
+        if let Some(found) = line.strip_prefix("Name: ") {
+            name = Some(found).filter(|name| owned(version, name));
+        } else if let (Some(text), Some(name)) = (line.strip_prefix("Number of entries: "), name) {
+            sizes.extend(text.trim().parse().map(|size| (name.to_owned(), size)));
+        }
+    }
+    sizes
+}
+
 fn header<'a>(mut words: impl Iterator<Item = &'a str>) -> Header {
     let kind = match words.next() {
         Some("hash:ip") => Some(IpSetKind::Ip),

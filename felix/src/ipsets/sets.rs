@@ -8,17 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use felix_calc::output::IpSetKind;
 
-use super::parse::{KernelSet, owned_sets};
+use super::parse::{KernelSet, owned_sets, owned_sizes};
 use super::{Member, kernel_name, render, temporary_prefix};
 use crate::commands::{CommandError, Commands};
+use crate::drift;
 use crate::iptables::IpVersion;
 use crate::metrics;
 
 /// Destroying a set costs the kernel tens of milliseconds: a pass does a few, the next pass goes on.
 const DELETIONS_PER_PASS: usize = 4;
+/// Looking for changes by others may take at most one part in so many of the time.
+const LOAD_SHARE: u32 = 100;
 
 #[derive(Debug)]
 struct Set {
@@ -69,6 +73,13 @@ pub struct IpSets {
     /// Deletions that the kernel refused; tried again after the next resync.
     refused: BTreeSet<String>,
     resync: bool,
+    /// The kernel was read before: what differs at the next read is somebody else's work.
+    seen: bool,
+    /// To be compared by number of members.
+    suspected: bool,
+    /// When the kernel was read last, and how long that took.
+    read_at: Instant,
+    read_cost: Duration,
     /// After a failure each set is written on its own, to find the one that fails.
     isolate: bool,
 }
@@ -84,6 +95,10 @@ impl IpSets {
             doomed: BTreeMap::new(),
             refused: BTreeSet::new(),
             resync: true,
+            seen: false,
+            suspected: false,
+            read_at: Instant::now(),
+            read_cost: Duration::ZERO,
             isolate: false,
         }
     }
@@ -227,8 +242,15 @@ impl IpSets {
         self.resync = true;
     }
 
+    /// Looks for changes by others at the next pass: at members where reading them is cheap, else at their
+    /// number.
+    pub fn suspect(&mut self) {
+        self.resync |= self.read_at.elapsed() > self.read_cost * LOAD_SHARE;
+        self.suspected = true;
+    }
+
     pub fn has_updates(&self) -> bool {
-        self.resync || !self.dirty.is_empty()
+        self.resync || self.suspected || !self.dirty.is_empty()
     }
 
     pub fn has_deletions(&self) -> bool {
@@ -237,9 +259,15 @@ impl IpSets {
 
     /// Creates and changes. Returns how many lines were written.
     pub async fn apply_updates(&mut self) -> Result<usize, CommandError> {
+        if std::mem::take(&mut self.suspected) && !self.resync {
+            let listed = self.run(&["list", "-terse"], "").await?;
+            self.resync = !self.has_sizes(&owned_sizes(self.version, &listed));
+        }
         if self.resync {
+            self.read_at = Instant::now();
             let saved = self.run(&["save"], "").await?;
             self.compare(owned_sets(self.version, &saved));
+            self.read_cost = self.read_at.elapsed();
             self.resync = false;
         }
         let dirty: Vec<String> = self.dirty.iter().cloned().collect();
@@ -300,11 +328,22 @@ impl IpSets {
         deleted
     }
 
+    /// Whether all sets without pending work have as many members as we left, and there is none but ours.
+    fn has_sizes(&self, kernel: &BTreeMap<String, usize>) -> bool {
+        let settled = |(name, set): (&String, &Set)| {
+            !set.pending.is_nothing() || kernel.get(name) == Some(&set.members.len())
+        };
+        let known = |name: &String| self.sets.contains_key(name) || self.doomed.contains_key(name);
+        self.sets.iter().all(settled) && kernel.keys().all(known)
+    }
+
     /// Sets the pending work from what the kernel holds.
     fn compare(&mut self, mut kernel: BTreeMap<String, KernelSet>) {
         self.dirty.clear();
         self.refused.clear();
+        let mut changes = Vec::new();
         for (name, set) in &mut self.sets {
+            let settled = set.pending.is_nothing();
             set.pending = match kernel.remove(name) {
                 None => Pending::Create,
                 Some(found) => {
@@ -321,6 +360,22 @@ impl IpSets {
             if !set.pending.is_nothing() {
                 self.dirty.insert(name.clone());
             }
+            match &set.pending {
+                Pending::Create if settled => changes.push((name.clone(), "removed")),
+                Pending::Recreate if settled => changes.push((name.clone(), "of another type")),
+                Pending::Change { add, remove } if settled && !set.pending.is_nothing() => {
+                    let named = |(member, change)| (format!("{name} {member}"), change);
+                    changes.extend(add.iter().map(|member| named((member, "removed"))));
+                    changes.extend(remove.iter().map(|member| named((member, "added"))));
+                }
+                // Its parameters: ours may have changed.
+                _ => {}
+            }
+        }
+        let unknown = kernel.keys().filter(|name| !self.doomed.contains_key(*name));
+        changes.extend(unknown.map(|name| (name.clone(), "added")));
+        if std::mem::replace(&mut self.seen, true) {
+            drift::report("set", changes);
         }
         self.doomed = kernel
             .into_iter()

@@ -1,5 +1,6 @@
 //! iptables: rendering and hashing (pure), and the driver that writes only differences.
 
+mod audit;
 pub mod chains;
 pub mod features;
 pub mod generation;

@@ -156,7 +156,7 @@ fn rule_by_rule(want: &WantedChain, have: &[SavedRule]) -> Vec<String> {
 }
 
 /// Lines that put our rules into a chain of the kernel; none if they stand there as they should.
-fn hook_lines(chain: &str, want: &Hooks, have: &[SavedRule], mode: InsertMode) -> Vec<String> {
+pub(super) fn hook_lines(chain: &str, want: &Hooks, have: &[SavedRule], mode: InsertMode) -> Vec<String> {
     let movable = hash::hook_hashes(chain, false, &want.movable);
     let last = hash::hook_hashes(chain, true, &want.last);
     let foreign = have.iter().filter(|rule| !is_ours(rule)).count();

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::audit::Left;
 use super::chains::{ChainSet, Owner};
 use super::parse::{SavedRule, SavedTable};
 use super::plan::{Hooks, Plan, Wanted, WantedChain, plan};
@@ -32,6 +33,8 @@ pub struct Table {
     /// What the kernel holds, and the generation at which that was true.
     saved: Option<SavedTable>,
     saved_at: Option<u32>,
+    /// What our last write or check left there: what differs at the next read is somebody else's work.
+    left: Option<Left>,
     dirty: bool,
 }
 
@@ -60,6 +63,7 @@ impl Table {
             closed: BTreeMap::new(),
             saved: None,
             saved_at: None,
+            left: None,
             dirty: true,
         }
     }
@@ -152,6 +156,7 @@ impl Table {
                 Err((error, culprit)) => {
                     self.saved = None;
                     self.saved_at = None;
+                    self.left = None;
                     applied.moved = None;
                     tracing::warn!(table = self.name.name(), attempt, %error, "table could not be written; reading it again");
                     if attempt + 1 >= ATTEMPTS_BEFORE_CLOSING {
@@ -175,7 +180,11 @@ impl Table {
     ) -> Result<bool, (TableError, Option<String>)> {
         if !self.is_certain(generation()) {
             let before = generation();
-            self.saved = Some(self.iptables.save(self.name).await.map_err(|error| (error, None))?);
+            let saved = self.iptables.save(self.name).await.map_err(|error| (error, None))?;
+            if let Some(left) = &self.left {
+                left.audit(&format!("{:?} {}", self.iptables.version, self.name.name()), &saved);
+            }
+            self.saved = Some(saved);
             self.saved_at = before;
         }
         let before = self.saved_at;
@@ -193,6 +202,9 @@ impl Table {
         );
         if plan.is_empty() {
             self.saved = Some(saved);
+            if self.left.is_none() {
+                self.left = Some(Left::new(&self.wanted(), self.desired.hooks(), self.desired.mode()));
+            }
             return Ok(true);
         }
         tracing::debug!(table = self.name.name(), chains = ?plan.rewritten, removed = ?plan.removed, hooks = plan.hooks_changed, "writing table");
@@ -202,6 +214,7 @@ impl Table {
             return Err((error, culprit));
         }
         applied.lines += plan.text.lines().count();
+        self.left = Some(Left::new(&self.wanted(), self.desired.hooks(), self.desired.mode()));
         match (before, generation()) {
             (Some(from), Some(to)) if to == from.wrapping_add(plan.commits) && !plan.hooks_changed => {
                 // Ours were the only commits: what is there now is what was there, and what we wrote.

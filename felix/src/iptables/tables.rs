@@ -96,7 +96,11 @@ impl Tables {
     pub fn look(&mut self, interval: Duration) -> bool {
         let wait = self.look_cost * LOAD_SHARE;
         let wait = if self.generation.is_some() { wait } else { wait.max(interval) };
-        self.looked.elapsed() >= wait && self.look_now()
+        if self.looked.elapsed() < wait {
+            return false;
+        }
+        self.looked = Instant::now();
+        self.look_now()
     }
 
     /// The same without regard to what it costs.
@@ -112,6 +116,7 @@ impl Tables {
         let mut pass = Pass::default();
         let keys: Vec<_> =
             self.tables.iter().filter(|(_, table)| table.is_dirty()).map(|(key, _)| *key).collect();
+        let all = keys.len() == self.tables.len();
         for key in keys {
             let generation = || read(self.generation.as_ref());
             let Some(table) = self.tables.get_mut(&key) else { continue };
@@ -125,8 +130,9 @@ impl Tables {
                 Err(error) => pass.errors.push((key.0, key.1, error)),
             }
         }
-        self.looked = Instant::now();
-        self.look_cost = started.elapsed();
+        if all {
+            self.look_cost = started.elapsed();
+        }
         pass
     }
 

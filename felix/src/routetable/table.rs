@@ -16,6 +16,7 @@ use super::netlink::{Netlink, NetlinkError};
 use super::ownership::Ownership;
 use super::{Neighbour, Route, RouteKind, conntrack, sysctl};
 use crate::commands::Commands;
+use crate::drift;
 use crate::ifacemonitor::Interfaces;
 use crate::iptables::IpVersion;
 use crate::metrics;
@@ -89,6 +90,8 @@ pub struct RouteTable {
     /// Addresses that we made routes for in this run.
     made: BTreeSet<IpNet>,
     unknown_since: BTreeMap<Route, Instant>,
+    /// Interfaces that changed since the last listing: the kernel takes their routes along.
+    flapped: BTreeSet<u32>,
     /// Interfaces whose settings were written, by index.
     configured: BTreeMap<u32, (String, bool)>,
     /// Interfaces that the kernel would not set up or give a route in the last pass.
@@ -113,6 +116,7 @@ impl RouteTable {
             neighbours: BTreeSet::new(),
             made: BTreeSet::new(),
             unknown_since: BTreeMap::new(),
+            flapped: BTreeSet::new(),
             configured: BTreeMap::new(),
             failed: BTreeSet::new(),
             rp_filter: sysctl::default_reverse_path_filter(),
@@ -161,6 +165,7 @@ impl RouteTable {
         if self.interfaces.set(link) && workload {
             // The kernel drops routes of an interface that goes down, partly without an event.
             self.resync = true;
+            self.flapped.insert(index);
             if self.interfaces.by_index(index).is_some_and(|link| !link.up) {
                 self.configured.remove(&index);
             }
@@ -248,7 +253,9 @@ impl RouteTable {
     }
 
     async fn list(&mut self) -> Result<(), NetlinkError> {
-        self.interfaces.replace_all(self.netlink.links().await?);
+        let mut links = Interfaces::default();
+        links.replace_all(self.netlink.links().await?);
+        let interfaces = std::mem::replace(&mut self.interfaces, links);
         let mut routes = BTreeSet::new();
         for &version in &self.versions {
             routes.extend(self.netlink.routes(version).await?);
@@ -259,6 +266,14 @@ impl RouteTable {
         routes.retain(|route| route.interface.is_some_and(ours));
         let mut neighbours: BTreeSet<_> = self.netlink.neighbours(IpVersion::V4).await?.into_iter().collect();
         neighbours.retain(|neighbour| ours(neighbour.interface));
+        let flapped = std::mem::take(&mut self.flapped);
+        let steady = |index: u32| {
+            let up = |links: &Interfaces| links.by_index(index).is_some_and(|link| link.up);
+            up(&interfaces) && up(&self.interfaces) && !flapped.contains(&index)
+        };
+        let lost = self.routes.difference(&routes).filter(|route| self.made.contains(&route.dst));
+        let lost = lost.filter(|route| route.interface.is_some_and(steady));
+        drift::report("workload route", lost.map(|route| (route.dst.to_string(), "removed")));
         (self.routes, self.neighbours) = (routes, neighbours);
         Ok(())
     }

@@ -18,6 +18,7 @@ use super::Forwarding;
 use super::device::{Device, Found};
 use super::settings::TunnelSettings;
 use super::wanted::{self, Cluster, DEVICES, Host, PROTOCOL};
+use crate::drift;
 use crate::ifacemonitor::{Link, NeighbourChange};
 use crate::iptables::IpVersion;
 use crate::metrics;
@@ -503,12 +504,9 @@ fn done(result: Result<(), NetlinkError>, pass: &mut Pass) -> bool {
 
 /// What somebody else took away or added.
 fn audit<T: Ord + Debug>(what: &'static str, before: &BTreeSet<T>, now: &BTreeSet<T>) {
-    for (items, change) in [(before.difference(now), "removed"), (now.difference(before), "added")] {
-        for item in items {
-            tracing::warn!(what, change, ?item, "somebody else changed the kernel; putting it right");
-            metrics::drift(what);
-        }
-    }
+    let removed = before.difference(now).map(|item| (format!("{item:?}"), "removed"));
+    let added = now.difference(before).map(|item| (format!("{item:?}"), "added"));
+    drift::report(what, removed.chain(added));
 }
 
 fn is_link_local(net: &IpNet) -> bool {
