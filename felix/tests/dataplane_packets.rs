@@ -304,3 +304,74 @@ fn a_host_outside_sees_the_configured_address_and_ports() {
         world.node.stop().await;
     });
 }
+
+/// As kube-controllers write it (`hostEndpoint.autoCreate`), beside a policy of the operator's.
+const AUTOMATIC: &str = "
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata:
+  name: n1-auto-hep
+  labels: {projectcalico.org/created-by: calico-kube-controllers, kubernetes.io/hostname: n1}
+spec:
+  node: n1
+  interfaceName: '*'
+  expectedIPs: [172.30.0.1]
+  profiles: [projectcalico-default-allow]
+";
+const CLOSED: &str = "
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: closed}
+spec:
+  selector: has(projectcalico.org/created-by)
+  types: [Ingress]
+  ingress:
+  - {action: Allow, protocol: UDP, destination: {ports: [7300]}}
+";
+
+fn manifest(lab: &Lab, text: &str) -> Vec<Update> {
+    let file = lab.path().join("objects.yaml");
+    std::fs::write(&file, text).unwrap();
+    let (updates, errors) = syncer_common::manifests::load_updates(&file);
+    assert!(errors.is_empty(), "{errors:?}");
+    updates
+}
+
+#[test]
+fn an_automatic_host_endpoint_allows_all_until_a_policy_names_it_and_never_locks_ssh_out() {
+    in_namespace(&TOOLS, |lab| async move {
+        let mut world = World::new(lab).await;
+        world.node.program(manifest(&world.lab, AUTOMATIC)).await;
+        let listening = |port: u16| {
+            let socket = UdpSocket::bind(format!("{NODE}:{port}")).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket
+        };
+        let (refused, allowed) = (listening(7200), listening(7300));
+        let _ssh = std::net::TcpListener::bind(format!("{NODE}:22")).unwrap();
+        let ssh = |world: &World| {
+            let at = format!("{NODE}:22").parse().unwrap();
+            world.outside.inside(|| std::net::TcpStream::connect_timeout(&at, LIMIT).is_ok())
+        };
+        let client = world.outside.udp("0.0.0.0:0");
+        let open = async |port: u16, server: &UdpSocket| {
+            eventually(LIMIT, async || exchange(&client, &format!("{NODE}:{port}"), server).await).await;
+        };
+        open(7200, &refused).await;
+        open(7300, &allowed).await;
+        assert!(ssh(&world));
+
+        world.node.program(manifest(&world.lab, &format!("{AUTOMATIC}{CLOSED}"))).await;
+        open(7300, &allowed).await;
+        // From a port of its own: an open flow goes on.
+        let another = world.outside.udp("0.0.0.0:0");
+        another.send_to(b"no", format!("{NODE}:7200")).unwrap();
+        open(7300, &allowed).await;
+        assert!(refused.recv_from(&mut [0; 8]).is_err(), "let in without a rule");
+        assert!(ssh(&world), "the failsafe port is closed");
+        // What passes through to workloads, and from them, is none of its business.
+        world.seen().await;
+        world.node.stop().await;
+    });
+}
