@@ -305,6 +305,51 @@ fn a_host_outside_sees_the_configured_address_and_ports() {
     });
 }
 
+fn tracked(lab: &Lab) -> String {
+    lab.sh("conntrack -L --orig-src 10.65.0.1 2>/dev/null || true")
+}
+
+#[test]
+fn connections_of_an_address_that_moves_are_forgotten() {
+    in_namespace(&TOOLS, |lab| async move {
+        let mut world = World::new(lab).await;
+        world.seen().await;
+        assert!(tracked(&world.lab).contains("dport=7000"), "{}", tracked(&world.lab));
+        // Another workload gets the address, while felix runs.
+        let forgotten = async |lab: &Lab| {
+            eventually(LIMIT, async || {
+                let now = tracked(lab);
+                if now.contains("dport=7000") { Err(now) } else { Ok(()) }
+            })
+            .await;
+        };
+        let second = Peer::workload(&world.lab, "cali2", "10.65.0.1");
+        let _first = std::mem::replace(&mut world.pod, second);
+        world.node.program(vec![pod_update(|endpoint| endpoint.name = "cali2".into())]).await;
+        forgotten(&world.lab).await;
+        world.seen().await;
+
+        // And while it does not.
+        world.node.stop().await;
+        let third = Peer::workload(&world.lab, "cali3", "10.65.0.1");
+        let _second = std::mem::replace(&mut world.pod, third);
+        world.node = Node::start(&world.lab, Backend::Nft).await;
+        assert!(tracked(&world.lab).contains("dport=7000"), "{}", tracked(&world.lab));
+        world
+            .node
+            .program(vec![pool(), profile(), pod_update(|endpoint| endpoint.name = "cali3".into())])
+            .await;
+        forgotten(&world.lab).await;
+        world.seen().await;
+
+        // Its workload goes.
+        let Update { key, .. } = pod_update(|_| {});
+        world.node.program(vec![Update::delete(key)]).await;
+        forgotten(&world.lab).await;
+        world.node.stop().await;
+    });
+}
+
 /// As kube-controllers write it (`hostEndpoint.autoCreate`), beside a policy of the operator's.
 const AUTOMATIC: &str = "
 apiVersion: projectcalico.org/v3

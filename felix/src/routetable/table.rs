@@ -337,6 +337,7 @@ impl RouteTable {
 
     async fn apply_routes(&mut self, pass: &mut Pass) {
         let wanted = self.wanted_routes();
+        let mut forgotten = BTreeSet::new();
         for (dst, (route, _)) in &wanted {
             let moved = self.routes.iter().any(|old| old.dst == *dst && old.interface != route.interface);
             if !self.routes.contains(route) {
@@ -348,8 +349,9 @@ impl RouteTable {
                             !(old.dst == *dst && old.metric == route.metric && dst.addr().is_ipv4())
                         });
                         self.routes.insert(route.clone());
-                        if moved && self.made.contains(dst) {
-                            conntrack::forget(&*self.commands, dst.addr()).await;
+                        // A former run's route counts, too: the address may have moved while felix was away.
+                        if moved {
+                            forgotten.insert(dst.addr());
                         }
                     }
                     // The link event that follows brings us back.
@@ -394,9 +396,11 @@ impl RouteTable {
             self.unknown_since.remove(&route);
             if !wanted.contains_key(&route.dst) {
                 self.made.remove(&route.dst);
-                conntrack::forget(&*self.commands, route.dst.addr()).await;
+                forgotten.insert(route.dst.addr());
             }
         }
+        // When all routes are right: each takes a few programs.
+        conntrack::forget_all(&*self.commands, forgotten).await;
     }
 
     async fn apply_neighbours(&mut self, pass: &mut Pass) {
