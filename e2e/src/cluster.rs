@@ -304,8 +304,19 @@ impl Cluster {
         self.start(&format!("confd-{}", node.name), command)
     }
 
+    /// In another run of the kernel than the machine's, if a file `boot_id` of the node says so.
     pub fn start_felix(&mut self, node: &Node) -> Result<()> {
-        let mut command = self.lab.exec(&node.netns, &self.bin.join("felix"));
+        let felix = self.bin.join("felix");
+        let boot_id = self.node_dir(node).join("boot_id");
+        let mut command = match boot_id.exists() {
+            true => {
+                let mut command = self.lab.exec(&node.netns, Path::new("sh"));
+                let line = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$1\"";
+                command.args(["-c", line]).arg(&boot_id).arg(&felix);
+                command
+            }
+            false => self.lab.exec(&node.netns, &felix),
+        };
         command
             .env("FELIX_FELIXHOSTNAME", &node.name)
             .env("FELIX_TYPHAADDR", Self::servers())

@@ -53,6 +53,8 @@ fn the_last_state_is_in_force_without_a_server() -> Result<()> {
     cluster.process(&felix)?.kill();
     forget(&cluster, &node.netns)?;
     ensure!(cluster.lab.reaches("outsider", "server", Via::Tcp(80))?, "the kernel has forgotten the policy");
+    // As felix is told of a reboot: a restart alone leaves it to the servers to say what is.
+    std::fs::write(cluster.node_dir(&node).join("boot_id"), "5f6a2b4c-0000-4000-8000-000000000001\n")?;
     let started = Instant::now();
     cluster.start_felix(&node)?;
     open(&cluster, "outsider", false)?;

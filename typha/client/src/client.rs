@@ -116,7 +116,11 @@ async fn boot(agent: &mut Agent) -> bool {
     let ClientConfig { node, agent: name, software, .. } = &agent.config;
     let identity = format!("{node} {name} {software}");
     let file = path.display().to_string();
-    let opened = tokio::task::spawn_blocking(move || Disk::open(&path, identity)).await;
+    let opened = tokio::task::spawn_blocking(move || {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Disk::open(&path, identity, boot.trim().to_owned())
+    })
+    .await;
     let (disk, saved) = match opened.map_err(std::io::Error::other).flatten() {
         Ok(opened) => opened,
         Err(error) => {
@@ -128,11 +132,25 @@ async fn boot(agent: &mut Agent) -> bool {
     agent.held.record();
     let Some(saved) = saved else { return true };
     let (updates, at) = agent.held.restore(saved);
-    tracing::info!(file, entries = updates.len(), "enforcing the last proven state until a server answers");
-    let cut = ClientEvent::Cut(CutId { epoch: at.epoch, seq: at.seq });
-    for event in [ClientEvent::Updates(updates), ClientEvent::InSync, cut] {
-        let empty = matches!(&event, ClientEvent::Updates(updates) if updates.is_empty());
-        if !empty && agent.events.send(event).await.is_err() {
+    let mut events = Vec::new();
+    if !updates.is_empty() {
+        events.push(ClientEvent::Updates(updates));
+    }
+    match at {
+        Some(at) => {
+            tracing::info!(
+                file,
+                entries = agent.held.len(),
+                "enforcing the last proven state until a server answers"
+            );
+            events.push(ClientEvent::InSync);
+            events.push(ClientEvent::Cut(CutId { epoch: at.epoch, seq: at.seq }));
+        }
+        // What is in the kernel may be newer. It stays until a server has said what changed.
+        None => tracing::info!(file, entries = agent.held.len(), "beginning with the last proven state"),
+    }
+    for event in events {
+        if agent.events.send(event).await.is_err() {
             return false;
         }
     }

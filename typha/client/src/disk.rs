@@ -1,4 +1,5 @@
-//! The last state that was proven, on disk: after a reboot the agent enforces it before any server answers.
+//! The last state that was proven, on disk: after a reboot the agent enforces it before any server answers. An agent that
+//! restarts alone finds a kernel that may be ahead of the file: then the file only shortens what the server has to send.
 //!
 //! What is kept is what was delivered, and the token that says how far that had come, in one transaction: the first server
 //! then resumes from there. Passwords of BGP sessions are not among it. A transaction is synced once a second at most, so what
@@ -26,6 +27,8 @@ const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries"
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Whose state it is: node, agent, software.
 const IDENTITY: &str = "identity";
+/// In which run of the kernel it was written.
+const BOOT: &str = "boot";
 const TOKEN: &str = "token";
 const KINDS: &str = "kinds";
 /// Between transactions.
@@ -41,12 +44,15 @@ pub(crate) struct Saved {
     pub entries: Vec<(String, Bytes)>,
     pub token: Token,
     pub kinds: Vec<Kind>,
+    /// The kernel has started since.
+    pub rebooted: bool,
 }
 
 pub(crate) struct Disk {
     path: PathBuf,
     database: Arc<Database>,
     identity: String,
+    boot: String,
     /// Since the last cut.
     pending: HashMap<Arc<str>, Option<Bytes>>,
     /// Up to the last cut, and not written yet.
@@ -74,8 +80,9 @@ fn fault(error: impl Into<redb::Error>) -> Fault {
 }
 
 impl Disk {
-    /// Opens the file, or makes it. One that cannot be read is set aside, and named.
-    pub fn open(path: &Path, identity: String) -> io::Result<(Disk, Option<Saved>)> {
+    /// Opens the file, or makes it, in the run of the kernel that `boot` names. A file that cannot be read is set aside, and
+    /// named.
+    pub fn open(path: &Path, identity: String, boot: String) -> io::Result<(Disk, Option<Saved>)> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -83,7 +90,7 @@ impl Disk {
         // A file with arbitrary bytes in it may make the library panic as well.
         let opened = catch_unwind(|| {
             let database = database(path)?;
-            let saved = load(&database, &identity)?;
+            let saved = load(&database, &identity, &boot)?;
             Ok((database, saved))
         });
         let opened = opened.unwrap_or(Err(Fault::Panic));
@@ -110,6 +117,7 @@ impl Disk {
             path: path.to_owned(),
             database: Arc::new(database),
             identity,
+            boot,
             pending: HashMap::new(),
             due: HashMap::new(),
             proven: None,
@@ -143,11 +151,12 @@ impl Disk {
         }
         self.finish().await;
         let Some((token, kinds)) = self.proven.take() else { return };
-        let (database, identity) = (self.database.clone(), self.identity.clone());
+        let (database, identity, boot) = (self.database.clone(), self.identity.clone(), self.boot.clone());
         let due = std::mem::take(&mut self.due);
         self.began = Instant::now();
-        self.writing =
-            Some(tokio::task::spawn_blocking(move || store(&database, &identity, &due, &token, &kinds)));
+        self.writing = Some(tokio::task::spawn_blocking(move || {
+            store(&database, [&identity, &boot], &due, &token, &kinds)
+        }));
     }
 
     /// Waits for the transaction that was begun, if there is one.
@@ -193,7 +202,7 @@ fn database(path: &Path) -> Result<Database, Fault> {
 }
 
 /// Nothing: there is no proven state of this agent in it.
-fn load(database: &Database, identity: &str) -> Result<Option<Saved>, Fault> {
+fn load(database: &Database, identity: &str, boot: &str) -> Result<Option<Saved>, Fault> {
     let reading = database.begin_read().map_err(fault)?;
     let meta = match reading.open_table(META) {
         Ok(meta) => meta,
@@ -221,12 +230,13 @@ fn load(database: &Database, identity: &str) -> Result<Option<Saved>, Fault> {
         let (key, value) = entry.map_err(fault)?;
         entries.push((key.value().to_owned(), Bytes::copy_from_slice(value.value())));
     }
-    Ok(Some(Saved { entries, token, kinds }))
+    let rebooted = get(BOOT)?.is_none_or(|written| written != boot.as_bytes());
+    Ok(Some(Saved { entries, token, kinds, rebooted }))
 }
 
 fn store(
     database: &Database,
-    identity: &str,
+    [identity, boot]: [&str; 2],
     due: &HashMap<Arc<str>, Option<Bytes>>,
     token: &Token,
     kinds: &[Kind],
@@ -241,6 +251,7 @@ fn store(
             writing.delete_table(ENTRIES).map_err(fault)?;
             meta.insert(IDENTITY, identity.as_bytes()).map_err(fault)?;
         }
+        meta.insert(BOOT, boot.as_bytes()).map_err(fault)?;
         let mut entries = writing.open_table(ENTRIES).map_err(fault)?;
         for (key, value) in due {
             match value {
@@ -261,6 +272,10 @@ mod tests {
     use rand::{Rng as _, SeedableRng as _};
 
     use super::*;
+
+    fn open(file: &Path, identity: &str) -> io::Result<(Disk, Option<Saved>)> {
+        Disk::open(file, identity.into(), "boot 1".into())
+    }
 
     fn token(seq: u64) -> Token {
         Token { history: "h".into(), epoch: "e".into(), seq, ..Token::default() }
@@ -285,7 +300,7 @@ mod tests {
     async fn what_a_cut_proves_is_there_after_a_restart_and_what_came_after_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("deep/state");
-        let (mut disk, saved) = Disk::open(&file, "n1".into()).unwrap();
+        let (mut disk, saved) = open(&file, "n1").unwrap();
         assert!(saved.is_none());
         disk.record(vec![record("/a", Some("1")), record("/b", Some("2"))]);
         disk.cut(token(1), &[Kind::Policy]);
@@ -293,27 +308,30 @@ mod tests {
         written(&mut disk).await;
         drop(disk);
 
-        let (mut disk, saved) = Disk::open(&file, "n1".into()).unwrap();
+        let (mut disk, saved) = open(&file, "n1").unwrap();
         let saved = saved.unwrap();
         assert_eq!(found(&saved), [("/a", &b"1"[..]), ("/b", b"2")]);
+        assert!(!saved.rebooted, "the kernel has it all");
         assert_eq!((saved.token, saved.kinds), (token(1), vec![Kind::Policy]));
         disk.record(vec![record("/b", None)]);
         disk.cut(token(2), &[Kind::Policy]);
         written(&mut disk).await;
         drop(disk);
-        let (disk, saved) = Disk::open(&file, "n1".into()).unwrap();
+        let (disk, saved) = open(&file, "n1").unwrap();
         assert_eq!(found(&saved.unwrap()), [("/a", &b"1"[..])]);
         drop(disk);
 
         // Another version: not its state, and nothing of it stays.
-        let (mut disk, saved) = Disk::open(&file, "n1 newer".into()).unwrap();
+        let (mut disk, saved) = open(&file, "n1 newer").unwrap();
         assert!(saved.is_none());
         disk.record(vec![record("/c", Some("4"))]);
         disk.cut(token(3), &[Kind::Policy]);
         written(&mut disk).await;
         drop(disk);
-        let (_, saved) = Disk::open(&file, "n1 newer".into()).unwrap();
-        assert_eq!(found(&saved.unwrap()), [("/c", &b"4"[..])]);
+        let (_, saved) = Disk::open(&file, "n1 newer".into(), "boot 2".into()).unwrap();
+        let saved = saved.unwrap();
+        assert!(saved.rebooted);
+        assert_eq!(found(&saved), [("/c", &b"4"[..])]);
     }
 
     fn names(dir: &Path) -> Vec<String> {
@@ -325,8 +343,8 @@ mod tests {
     async fn a_file_that_cannot_be_read_is_set_aside_and_one_in_use_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("state");
-        let (mut disk, _) = Disk::open(&file, "n1".into()).unwrap();
-        assert!(Disk::open(&file, "n1".into()).is_err(), "two agents");
+        let (mut disk, _) = open(&file, "n1").unwrap();
+        assert!(open(&file, "n1").is_err(), "two agents");
         let keys: Vec<String> = (0..500).map(|n| format!("/key-{n}")).collect();
         disk.record(keys.iter().map(|key| record(key, Some("a value of some length"))).collect());
         disk.cut(token(1), &[Kind::Policy]);
@@ -347,7 +365,7 @@ mod tests {
                 }),
             }
             std::fs::write(&file, bytes).unwrap();
-            let (disk, saved) = Disk::open(&file, "n1".into()).unwrap();
+            let (disk, saved) = open(&file, "n1").unwrap();
             let set_aside = names(dir.path()).iter().any(|name| name.starts_with("state.corrupt-"));
             match saved {
                 // What was changed is not in use.
@@ -368,7 +386,7 @@ mod tests {
     async fn a_failed_transaction_leaves_the_older_state() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("state");
-        let (mut disk, _) = Disk::open(&file, "n1".into()).unwrap();
+        let (mut disk, _) = open(&file, "n1").unwrap();
         disk.record(vec![record("/a", Some("1"))]);
         disk.cut(token(1), &[Kind::Policy]);
         written(&mut disk).await;
@@ -380,7 +398,7 @@ mod tests {
         tokio::time::sleep(EVERY).await;
         disk.write().await;
         drop(disk);
-        let saved = Disk::open(&file, "n1".into()).unwrap().1.unwrap();
+        let saved = open(&file, "n1").unwrap().1.unwrap();
         assert_eq!((found(&saved), saved.token.clone()), (vec![("/a", &b"1"[..])], token(1)));
     }
 }

@@ -98,8 +98,8 @@ impl Held {
         self.records = true;
     }
 
-    /// Begins with what was proven before. Returns what to deliver, and the cut that it is.
-    pub fn restore(&mut self, saved: Saved) -> (Vec<Update>, AtCut) {
+    /// Begins with what was proven before. Returns what to deliver, and, where the kernel has lost it, the cut that it is.
+    pub fn restore(&mut self, saved: Saved) -> (Vec<Update>, Option<AtCut>) {
         let mut updates = Vec::with_capacity(saved.entries.len());
         for (path, value) in saved.entries {
             let hash = digest::hash(&path, &value);
@@ -114,8 +114,8 @@ impl Held {
         self.positions = token.positions();
         self.token = Some(Token { positions: None, ..token });
         self.stream.kinds = saved.kinds;
-        self.in_sync = true;
-        (updates, at)
+        self.in_sync = saved.rebooted;
+        (updates, saved.rebooted.then_some(at))
     }
 
     /// The kinds that the present stream is about.
