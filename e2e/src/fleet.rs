@@ -28,7 +28,9 @@ pub struct Stand {
     pub alike: usize,
     pub entries: usize,
     pub deletions: u64,
+    /// Streams that ended, and of these the ones that a server sent on to another.
     pub disconnects: u64,
+    pub sent_on: u64,
     pub mistakes: Vec<String>,
     pub watched: Option<Watched>,
 }

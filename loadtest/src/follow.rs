@@ -74,6 +74,8 @@ struct Line {
     deletions: u64,
     /// Streams that ended.
     disconnects: u64,
+    /// Of these, because a server named others to go to.
+    sent_on: u64,
     mistakes: Vec<String>,
     watched: Option<Value>,
 }
@@ -121,6 +123,7 @@ pub async fn follow(
             updates: totals.updates,
             deletions: totals.deletions,
             disconnects: totals.disconnects,
+            sent_on: totals.sent_on,
             mistakes: fleet.mistakes(),
             watched: spread.as_ref().and_then(|spread| spread.latest()),
         };
