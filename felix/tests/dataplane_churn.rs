@@ -71,11 +71,16 @@ fn interfaces_that_flap_or_are_renamed_end_with_their_routes() {
         // Under another name it is nobody's.
         lab.sh("ip link set cali2 down; ip link set cali2 name other; ip link set other up");
         says(&lab, down).await;
-        assert!(!file.exists() && !lab.sh("ip route").contains("10.65.0.2"));
+        eventually(LIMIT, async || {
+            let routes = lab.sh("ip route");
+            let gone = !file.exists() && !routes.contains("10.65.0.2");
+            if gone { Ok(()) } else { Err(format!("{routes} file: {}", file.exists())) }
+        })
+        .await;
         lab.sh("ip link set other down; ip link set other name cali2; ip link set cali2 up");
         is_again(&lab, &before, "renamed back").await;
         says(&lab, up).await;
-        assert!(file.exists());
+        eventually(LIMIT, async || file.exists().then_some(()).ok_or("no status file".to_owned())).await;
         node.stop().await;
     });
 }

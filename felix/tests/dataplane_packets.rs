@@ -5,6 +5,7 @@
 
 mod dataplane_support;
 
+use std::cell::RefCell;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ struct World {
     lab: Lab,
     pod: Peer,
     outside: Peer,
+    /// Of the flows so far: a port is not used twice, else the kernel would take it for the same flow.
+    clients: RefCell<Vec<UdpSocket>>,
 }
 
 impl World {
@@ -36,7 +39,7 @@ impl World {
         let pod = Peer::workload(&lab, "cali1", "10.65.0.1");
         let mut node = Node::start(&lab, Backend::Nft).await;
         node.program(vec![pool(), profile(), pod_update(|_| {})]).await;
-        World { node, lab, pod, outside }
+        World { node, lab, pod, outside, clients: RefCell::default() }
     }
 
     /// As whom a host outside sees a new flow of the pod.
@@ -44,7 +47,9 @@ impl World {
         let server = self.outside.udp("0.0.0.0:7000");
         eventually(LIMIT, async || {
             let client = self.pod.udp("10.65.0.1:0");
-            exchange(&client, &format!("{OUTSIDE}:7000"), &server).await.map(|(seen, _)| seen)
+            let seen = exchange(&client, &format!("{OUTSIDE}:7000"), &server).await.map(|(seen, _)| seen);
+            self.clients.borrow_mut().push(client);
+            seen
         })
         .await
     }

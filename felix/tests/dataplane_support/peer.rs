@@ -1,6 +1,7 @@
 //! A namespace beside the node's: a workload, or a host outside. It goes with the value.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
@@ -11,6 +12,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::Lab;
 
 const WAIT: Duration = Duration::from_secs(1);
+/// How long a port that was closed may stay taken.
+const FREED: Duration = Duration::from_secs(10);
 
 pub struct Peer {
     netns: File,
@@ -63,7 +66,17 @@ impl Peer {
     /// A socket in the namespace, for [`received`].
     pub fn udp(&self, at: &str) -> UdpSocket {
         self.inside(|| {
-            let socket = UdpSocket::bind(at).expect("the address is there and free");
+            let started = Instant::now();
+            let socket = loop {
+                match UdpSocket::bind(at) {
+                    // A program that another thread starts holds all sockets of this process until it has begun,
+                    // those that are closed meanwhile, too.
+                    Err(error) if error.kind() == ErrorKind::AddrInUse && started.elapsed() < FREED => {
+                        std::thread::sleep(Duration::from_millis(5))
+                    }
+                    bound => break bound.expect("the address is there and free"),
+                }
+            };
             socket.set_nonblocking(true).expect("sockets can be made so");
             socket
         })
