@@ -24,6 +24,9 @@ demo-down: ## clear away what `make demo KEEP=1` left
 test: build ## every test, the end-to-end suites included
 	@scripts/test
 
+test-vm: build ## what needs modules of Debian's own kernel (IP-in-IP), in a virtual machine; part of the tests
+	@BULRUSH_REQUIRE=1 cargo test --workspace --test 'vm_*' -- --nocapture
+
 fuzz: build ## every fuzz target for 60 s (SECONDS=n, SEED=n); a short run is part of the tests
 	@$(or $(CARGO_TARGET_DIR),target)/debug/fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
@@ -38,4 +41,4 @@ lint: ## format, clippy, dependency direction
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/dependency-direction
 
-.PHONY: help deps build demo demo-down test fuzz bench bench-long lint
+.PHONY: help deps build demo demo-down test test-vm fuzz bench bench-long lint

@@ -14,10 +14,8 @@ use nix::sys::signal::Signal;
 
 use crate::lab::{CONTROL, Lab, Node, Workload};
 use crate::probe::within;
-use crate::process::{Process, run, wait_for};
+use crate::process::{Process, patience, run, wait_for};
 
-/// How long anything may take to come up on a busy two-core machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 const ETCD: &str = "http://172.30.0.2:2379";
 const SYNC_PORT: u16 = 5473;
 /// Ports that every workload of the lab answers on.
@@ -97,7 +95,7 @@ impl Cluster {
                     .args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn"]);
                 self.start("etcd", command)?;
                 let health = "ETCDCTL_API=3 etcdctl --endpoints 172.30.0.2:2379 endpoint health";
-                wait_for("etcd to answer", PATIENCE, || self.lab.sh(&self.lab.ns("ctl"), health))?;
+                wait_for("etcd to answer", patience(), || self.lab.sh(&self.lab.ns("ctl"), health))?;
                 Ok(())
             }
         }
@@ -199,7 +197,7 @@ impl Cluster {
             "exec 3<>/dev/tcp/{}/9098; printf 'GET /readiness HTTP/1.0\\r\\n\\r\\n' >&3; head -1 <&3",
             CONTROL[i]
         );
-        wait_for(&format!("{} to be ready", Self::typha_name(i)), PATIENCE, || {
+        wait_for(&format!("{} to be ready", Self::typha_name(i)), patience(), || {
             self.check(&Self::typha_name(i))?;
             let answer =
                 run(Command::new("ip").args(["netns", "exec", &self.lab.ns("ctl"), "bash", "-c", &ask]))?;
@@ -338,7 +336,7 @@ impl Cluster {
 
     pub fn wait_node(&mut self, node: &Node) -> Result<()> {
         let ask = "exec 3<>/dev/tcp/127.0.0.1/9099; printf 'GET /readiness HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3; head -1 <&3";
-        wait_for(&format!("felix on {} to be ready", node.name), PATIENCE, || {
+        wait_for(&format!("felix on {} to be ready", node.name), patience(), || {
             self.check(&format!("felix-{}", node.name))?;
             let answer = run(Command::new("ip").args(["netns", "exec", &node.netns, "bash", "-c", ask]))?;
             ensure!(answer.contains(" 20"), "not ready: {answer}");
@@ -391,7 +389,7 @@ impl Cluster {
     pub fn wait_workload(&self, workload: &Workload) -> Result<()> {
         let node = self.lab.node(&workload.node);
         let want = format!("{} dev {}", workload.ip, workload.interface);
-        wait_for(&format!("route {want} on {}", node.name), PATIENCE, || {
+        wait_for(&format!("route {want} on {}", node.name), patience(), || {
             let routes = self.lab.sh(&node.netns, "ip route")?;
             ensure!(routes.contains(&want), "routes:\n{routes}");
             Ok(())

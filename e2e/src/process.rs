@@ -111,6 +111,11 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
+/// How long anything may take on a busy two-core machine; in a virtual machine whose processor is emulated, longer.
+pub fn patience() -> Duration {
+    Duration::from_secs(if crate::require::is_vm() { 300 } else { 60 })
+}
+
 /// Polls until `condition` gives a value; the error names `what` and its last reason.
 pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
@@ -120,7 +125,10 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> R
             Err(error) if Instant::now() >= deadline => {
                 return Err(error.context(format!("waited {limit:?} for: {what}")));
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            // A look costs an emulated processor a good part of a second.
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(if crate::require::is_vm() { 500 } else { 20 }))
+            }
         }
     }
 }

@@ -1,12 +1,20 @@
 //! What a test needs from the machine: root, tools, kernel features.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::process::run;
 
 /// Why a test can not run here, or nothing when it can. With `BULRUSH_REQUIRE=1` (CI) a reason is a failure.
 pub fn missing(tools: &[&str]) -> Option<String> {
-    let reason = reason(tools)?;
+    reason(tools).map(refuse)
+}
+
+fn refuse(reason: String) -> String {
     assert!(std::env::var_os("BULRUSH_REQUIRE").is_none_or(|v| v != "1"), "BULRUSH_REQUIRE=1, but {reason}");
-    Some(reason)
+    reason
 }
 
 fn reason(tools: &[&str]) -> Option<String> {
@@ -27,6 +35,60 @@ pub fn find(tool: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|dir| dir.join(tool))
         .find(|file| file.is_file())
+}
+
+/// Whether this is the machine that [`in_vm`] starts.
+pub fn is_vm() -> bool {
+    std::env::var_os("BULRUSH_VM").is_some()
+}
+
+/// Whether this kernel makes links of a kind (`ipip`).
+pub fn kernel_makes(kind: &str) -> Result<bool> {
+    let namespace = format!("br-kernel-{}", std::process::id());
+    run(Command::new("ip").args(["netns", "add", &namespace]))?;
+    let mut add = Command::new("ip");
+    add.args([
+        "-n",
+        &namespace,
+        "link",
+        "add",
+        "probe",
+        "type",
+        kind,
+        "local",
+        "127.0.0.1",
+        "remote",
+        "127.0.0.2",
+    ]);
+    let made = run(&mut add).is_ok();
+    run(Command::new("ip").args(["netns", "del", &namespace]))?;
+    Ok(made)
+}
+
+/// Runs a test of the calling program under Debian's own kernel, or says why that cannot be.
+pub fn in_vm(test: &str) -> Result<()> {
+    ensure!(!is_vm(), "{test} lacks something in the virtual machine, too");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/vm");
+    let prepared = Command::new(&script).arg("prepare").output().context("run scripts/vm")?;
+    let reason = String::from_utf8_lossy(&prepared.stderr).trim().to_owned();
+    match prepared.status.code() {
+        Some(0) => {}
+        Some(3) => {
+            println!("SKIPPED: {}", refuse(reason));
+            return Ok(());
+        }
+        // Not to be had on this machine, whatever is installed.
+        Some(4) => {
+            println!("SKIPPED: {reason}");
+            return Ok(());
+        }
+        _ => anyhow::bail!("scripts/vm prepare: {}: {reason}", prepared.status),
+    }
+    let mut run = Command::new(&script);
+    run.arg("run").arg(std::env::current_exe()?).args(["--exact", test, "--nocapture"]);
+    let status = run.stdin(Stdio::null()).status()?;
+    ensure!(status.success(), "in the virtual machine: {status}");
+    Ok(())
 }
 
 /// Skips the calling test, saying why, when the machine lacks something.
