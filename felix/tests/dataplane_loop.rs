@@ -6,7 +6,7 @@ mod dataplane_support;
 
 use std::time::Duration;
 
-use dataplane_support::cluster::{cluster, config, policy, state};
+use dataplane_support::cluster::{cluster, config, endpoint, policy, state};
 use dataplane_support::node::Node;
 use dataplane_support::{Lab, eventually, in_namespace};
 use felix::iptables::Backend;
@@ -160,6 +160,96 @@ fn configuration_applies_hot() {
         node.program(changes).await;
         let now = lab.sh("iptables-nft-save -t filter");
         assert!(now.contains("Configured DefaultEndpointToHostAction\" -j ACCEPT"), "{now}");
+        node.stop().await;
+    });
+}
+
+/// The lines that `ip monitor route` printed until it heard of a route that this adds and removes.
+async fn heard(lab: &Lab, file: &str) -> String {
+    lab.sh("ip route add blackhole 203.0.113.77 && ip route del blackhole 203.0.113.77");
+    eventually(LIMIT, async || {
+        let text = std::fs::read_to_string(file).unwrap();
+        if text.contains("203.0.113.77") { Ok(text) } else { Err(text) }
+    })
+    .await
+}
+
+#[test]
+fn what_a_cni_plugin_has_made_waits_for_its_endpoint() {
+    in_namespace(&TOOLS, |lab| async move {
+        lab.veth("cali1");
+        lab.veth("cali2");
+        let mut node = Node::start(&lab, Backend::Nft).await;
+        node.program(cluster()).await;
+        let file = lab.path().join("routes").display().to_string();
+        let mut monitor = tokio::process::Command::new("ip");
+        monitor.args(["monitor", "route"]).stdout(std::fs::File::create(&file).unwrap()).kill_on_drop(true);
+        let _monitor = monitor.spawn().unwrap();
+        eventually(LIMIT, async || {
+            lab.sh("ip route add blackhole 203.0.113.1 && ip route del blackhole 203.0.113.1");
+            let text = std::fs::read_to_string(&file).unwrap();
+            if text.contains("203.0.113.1") { Ok(()) } else { Err("the monitor hears nothing yet".into()) }
+        })
+        .await;
+
+        // A pod with a new address, and one with that of a pod which has just gone; the datastore knows of neither.
+        lab.sh("ip link del cali1");
+        for (interface, address) in [("cali9", "10.65.0.9"), ("cali10", "10.65.0.1")] {
+            lab.veth(interface);
+            lab.running(interface).await;
+            lab.sh(&format!("ip route add {address} dev {interface} scope link"));
+        }
+        // Passes for other reasons: inputs, and links that come and go.
+        for turn in ["client", "web", "client"] {
+            lab.veth(&format!("cali3{turn}"));
+            node.program(vec![policy("other", turn, "web")]).await;
+            lab.sh(&format!("ip link del cali3{turn}"));
+        }
+        node.program(vec![Update::delete(endpoint("web", "cali1", "10.65.0.1").key)]).await;
+        node.program(vec![policy("other", "client", "web")]).await;
+        let routes = lab.sh("ip route");
+        for kept in ["10.65.0.9 dev cali9 scope link", "10.65.0.1 dev cali10 scope link"] {
+            assert!(routes.contains(kept), "{kept} did not wait:\n{routes}");
+        }
+
+        // Their endpoints arrive: the routes become felix's, without a gap.
+        node.program(vec![endpoint("late", "cali9", "10.65.0.9"), endpoint("again", "cali10", "10.65.0.1")])
+            .await;
+        eventually(LIMIT, async || {
+            let routes = lab.sh("ip route");
+            let ours =
+                ["10.65.0.9 dev cali9 scope link metric 1024", "10.65.0.1 dev cali10 scope link metric 1024"];
+            let ready =
+                ours.iter().all(|route| routes.contains(route)) && routes.matches("10.65.0.").count() == 3;
+            if ready { Ok(()) } else { Err(routes) }
+        })
+        .await;
+        let heard = heard(&lab, &file).await;
+        for (address, interface) in [("10.65.0.9", "cali9"), ("10.65.0.1", "cali10")] {
+            let ours = heard.find(&format!("\n{address} dev {interface} scope link metric 1024"));
+            let gone = heard.find(&format!("\nDeleted {address} dev {interface} scope link"));
+            assert!(ours.unwrap() < gone.unwrap(), "{address} had no route for a while:\n{heard}");
+        }
+        node.stop().await;
+    });
+}
+
+#[test]
+fn what_nobody_declares_goes_when_its_grace_ends() {
+    in_namespace(&TOOLS, |lab| async move {
+        lab.veth("cali1");
+        lab.veth("cali2");
+        let mut node = Node::start(&lab, Backend::Nft).await;
+        node.program(cluster()).await;
+        let made = std::time::Instant::now();
+        lab.sh("ip route add 10.65.0.77 dev cali2");
+        eventually(Duration::from_secs(60), async || {
+            let routes = lab.sh("ip route");
+            if routes.contains("10.65.0.77") { Err(routes) } else { Ok(()) }
+        })
+        .await;
+        assert!(made.elapsed() >= Duration::from_secs(10), "gone after {:?}", made.elapsed());
+        assert!(lab.sh("ip route").contains("10.65.0.2 dev cali2"));
         node.stop().await;
     });
 }

@@ -348,8 +348,17 @@ fn connections_of_an_address_that_moves_are_forgotten() {
         world.seen().await;
 
         // Its workload goes.
-        let Update { key, .. } = pod_update(|_| {});
-        world.node.program(vec![Update::delete(key)]).await;
+        let gone = || Update::delete(pod_update(|_| {}).key);
+        world.node.program(vec![gone()]).await;
+        forgotten(&world.lab).await;
+
+        // And once more, the interface first, as a CNI plugin does it.
+        world.node.program(vec![pod_update(|endpoint| endpoint.name = "cali3".into())]).await;
+        world.seen().await;
+        world.lab.sh("ip link del cali3");
+        world.node.program(vec![Update::delete(pool().key)]).await;
+        assert!(tracked(&world.lab).contains("dport=7000"), "the workload is still declared");
+        world.node.program(vec![gone(), pool()]).await;
         forgotten(&world.lab).await;
         world.node.stop().await;
     });

@@ -3,7 +3,8 @@
 //!
 //! The kernel is listed at the start, at every refresh, when an event contradicts what we know, and after a
 //! failure. A route is replaced in one step, so moving an address never leaves a gap. A route that we did not
-//! make on a workload interface gets some seconds of grace: the CNI plugin may be faster than the datastore.
+//! make on a workload interface gets some seconds of grace: the CNI plugin may be faster than the datastore, with an
+//! address that another workload had, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -87,8 +88,8 @@ pub struct RouteTable {
     /// Routes by workload interfaces in the kernel.
     routes: BTreeSet<Route>,
     neighbours: BTreeSet<Neighbour>,
-    /// Addresses that we made routes for in this run.
-    made: BTreeSet<IpNet>,
+    /// What we made routes for in this run, and by which interface. Kept until no workload has the address.
+    made: BTreeSet<(IpNet, u32)>,
     unknown_since: BTreeMap<Route, Instant>,
     /// Interfaces that changed since the last listing: the kernel takes their routes along.
     flapped: BTreeSet<u32>,
@@ -271,7 +272,7 @@ impl RouteTable {
             let up = |links: &Interfaces| links.by_index(index).is_some_and(|link| link.up);
             up(&interfaces) && up(&self.interfaces) && !flapped.contains(&index)
         };
-        let lost = self.routes.difference(&routes).filter(|route| self.made.contains(&route.dst));
+        let lost = self.routes.difference(&routes).filter(|route| self.is_made(route));
         let lost = lost.filter(|route| route.interface.is_some_and(steady));
         drift::report("workload route", lost.map(|route| (route.dst.to_string(), "removed")));
         (self.routes, self.neighbours) = (routes, neighbours);
@@ -364,7 +365,10 @@ impl RouteTable {
                     }
                 }
             }
-            self.made.insert(*dst);
+            let Some(index) = route.interface else { continue };
+            if self.made.insert((*dst, index)) {
+                self.made.retain(|(net, index)| net != dst || self.interfaces.by_index(*index).is_some());
+            }
         }
         metrics::routes(wanted.values().filter(|(route, _)| self.routes.contains(route)).count());
         let now = Instant::now();
@@ -377,7 +381,7 @@ impl RouteTable {
             .collect();
         self.unknown_since.retain(|route, _| unwanted.contains(route));
         for route in unwanted {
-            if !self.made.contains(&route.dst) {
+            if !self.is_made(&route) {
                 let since = *self.unknown_since.entry(route.clone()).or_insert(now);
                 let due = since + GRACE;
                 if due > now {
@@ -395,12 +399,27 @@ impl RouteTable {
             self.routes.remove(&route);
             self.unknown_since.remove(&route);
             if !wanted.contains_key(&route.dst) {
-                self.made.remove(&route.dst);
                 forgotten.insert(route.dst.addr());
             }
         }
+        // The kernel takes routes along with their interface, which a CNI plugin removes before the datastore hears of it.
+        let there: BTreeSet<_> =
+            self.routes.iter().filter_map(|route| Some((route.dst, route.interface?))).collect();
+        let declared: BTreeSet<IpNet> =
+            self.workloads.values().flat_map(|workload| workload.nets.iter().map(IpNet::trunc)).collect();
+        self.made.retain(|made| {
+            let stays = there.contains(made) || declared.contains(&made.0);
+            if !stays && !there.iter().any(|(dst, _)| *dst == made.0) {
+                forgotten.insert(made.0.addr());
+            }
+            stays
+        });
         // When all routes are right: each takes a few programs.
         conntrack::forget_all(&*self.commands, forgotten).await;
+    }
+
+    fn is_made(&self, route: &Route) -> bool {
+        route.interface.is_some_and(|index| self.made.contains(&(route.dst, index)))
     }
 
     async fn apply_neighbours(&mut self, pass: &mut Pass) {
