@@ -3,7 +3,8 @@
 //!
 //! What is kept is what was delivered, and the token that says how far that had come, in one transaction: the first server
 //! then resumes from there. Passwords of BGP sessions are not among it. A transaction is synced once a second at most, so what
-//! a crash of the machine loses is asked for again.
+//! a crash of the machine loses is asked for again. The first cut of a run is written at once: what was enforced before it is out
+//! of date from then on, and an agent that starts again in this run of the kernel must not enforce it once more.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -60,7 +61,7 @@ pub(crate) struct Disk {
     proven: Option<(Token, Vec<Kind>)>,
     /// The last transaction, and when it began.
     writing: Option<JoinHandle<Result<(), Fault>>>,
-    began: Instant,
+    began: Option<Instant>,
     /// A write failed: what is delivered now is no whole state without what that lost.
     given_up: bool,
 }
@@ -122,7 +123,7 @@ impl Disk {
             due: HashMap::new(),
             proven: None,
             writing: None,
-            began: Instant::now(),
+            began: None,
             given_up: false,
         };
         Ok((disk, saved))
@@ -145,15 +146,15 @@ impl Disk {
 
     /// Begins to write what is due, if it is time. The stream does not wait for the disk.
     pub async fn write(&mut self) {
-        if self.began.elapsed() < EVERY || self.writing.as_ref().is_some_and(|writing| !writing.is_finished())
-        {
+        let early = self.began.is_some_and(|began| began.elapsed() < EVERY);
+        if early || self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
             return;
         }
         self.finish().await;
         let Some((token, kinds)) = self.proven.take() else { return };
         let (database, identity, boot) = (self.database.clone(), self.identity.clone(), self.boot.clone());
         let due = std::mem::take(&mut self.due);
-        self.began = Instant::now();
+        self.began = Some(Instant::now());
         self.writing = Some(tokio::task::spawn_blocking(move || {
             store(&database, [&identity, &boot], &due, &token, &kinds)
         }));
@@ -332,6 +333,30 @@ mod tests {
         let saved = saved.unwrap();
         assert!(saved.rebooted);
         assert_eq!(found(&saved), [("/c", &b"4"[..])]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_cut_of_a_run_is_written_at_once_and_the_next_a_second_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state");
+        let (mut disk, _) = open(&file, "n1").unwrap();
+        for (seq, value) in [(1, "1"), (2, "2")] {
+            disk.record(vec![record("/a", Some(value))]);
+            disk.cut(token(seq), &[Kind::Policy]);
+            disk.write().await;
+            disk.finish().await;
+        }
+        drop(disk);
+        let (mut disk, saved) = Disk::open(&file, "n1".into(), "boot 2".into()).unwrap();
+        let saved = saved.unwrap();
+        assert_eq!((found(&saved), saved.token.clone()), (vec![("/a", &b"1"[..])], token(1)));
+        assert!(saved.rebooted);
+        // The same state once more, proven after a reboot: from now on it is this run's.
+        disk.cut(token(1), &[Kind::Policy]);
+        disk.write().await;
+        disk.finish().await;
+        drop(disk);
+        assert!(!Disk::open(&file, "n1".into(), "boot 2".into()).unwrap().1.unwrap().rebooted);
     }
 
     fn names(dir: &Path) -> Vec<String> {

@@ -340,6 +340,7 @@ impl Stream<'_> {
             self.deliver(gone).await?;
             if let (Some(disk), Some(token)) = (&mut self.agent.disk, self.agent.held.token()) {
                 disk.cut(token, self.agent.held.kinds());
+                disk.write().await;
             }
             course.cut = true;
             if at.first_in_sync {
