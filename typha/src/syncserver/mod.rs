@@ -5,7 +5,7 @@
 //!   ├─ accept.rs      limits, TLS, who is there
 //!   ├─ service.rs     one Connection per stream, polled when its socket can take more
 //!   │    compare.rs      digests: what the client lacks, and holds too much
-//!   │    connection.rs   hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
+//!   │    connection/     hello, verdict, snapshot or deltas, cuts, heartbeats, go-away
 //!   ├─ admission.rs   whose turn it is to be sent a snapshot
 //!   ├─ freezes        now and then, what changed is encoded once, a watch channel to all streams (snapcache)
 //!   ├─ heartbeat      every 2 s, encoded once, a watch channel to all streams

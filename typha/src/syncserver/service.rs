@@ -75,7 +75,7 @@ where
     let request = Request::from_http(request.map(inbound));
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
     let connection = Connection::new(context, request.into_inner(), peer, zstd);
-    let frames = futures::stream::unfold(Some(connection), |connection| async move {
+    let frames = futures::stream::unfold(Some(Box::new(connection)), |connection| async move {
         let mut connection = connection?;
         let end = match connection.next().await {
             Ok(Some(bytes)) => return Some((Ok::<_, Infallible>(Frame::data(bytes)), Some(connection))),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use proto::sync;
 use tokio::time::Instant;
 use tonic::Status;
@@ -35,26 +36,13 @@ impl Connection {
         // The deletions of a datastore that turned out to be another one prove nothing.
         if self.context.cache.read().forked() {
             self.go_away(sync::GoAway { reason: "the datastore was restored".into(), ..Default::default() });
-            self.phase = Phase::Closed;
             return Ok(());
         }
         let until = comparison.until;
-        tokio::select! {
-            () = self.context.closed.cancelled() => self.phase = Phase::Closed,
-            () = self.context.drain.cancelled() => {
-                self.leave("draining", self.context.targets());
-                self.phase = Phase::Closed;
-            }
-            message = self.inbound.message() => match message? {
-                None => self.phase = Phase::Closed,
-                message => self.on_message(message)?,
-            },
-            _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
-            () = tokio::time::sleep_until(until) => {
-                return Err(Status::deadline_exceeded("digests were not answered in time"));
-            }
+        match tokio::time::timeout_at(until, self.events.next()).await {
+            Ok(event) => self.on_event(event),
+            Err(_) => Err(Status::deadline_exceeded("digests were not answered in time")),
         }
-        Ok(())
     }
 
     pub(super) fn on_digest(&mut self, answer: sync::DigestAnswer) -> Result<(), Status> {

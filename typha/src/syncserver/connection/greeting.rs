@@ -1,14 +1,20 @@
 //! The beginning of a stream: the hello, what the client's token is worth here, and the wait for the datastore.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use futures::StreamExt;
 use proto::sync::{self, ClientHello, ResumeVerdict, SyncState};
+use rand::Rng;
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::comparing::Comparison;
+use super::events::{Orders, Told, messages};
+use super::leaving::lifetime;
 use super::streaming::{Cursor, Snapshot};
 use super::{Connection, FORKED, Phase, Registered};
+use crate::secrets::Feed;
 use crate::snapcache::{KindSet, Resume};
 use crate::syncserver::{hello, registry::Client};
 
@@ -19,7 +25,8 @@ impl Connection {
     pub(super) async fn greet(&mut self) -> Result<(), Status> {
         let since = Instant::now();
         let limit = self.context.options.handshake_timeout;
-        let first = match tokio::time::timeout(limit, self.inbound.message()).await {
+        let Phase::Hello(inbound) = &mut self.phase else { return Ok(()) };
+        let first = match tokio::time::timeout(limit, inbound.message()).await {
             Ok(first) => first,
             Err(_) => Err(Status::deadline_exceeded(format!("no hello within {} s", limit.as_secs_f64()))),
         };
@@ -40,6 +47,9 @@ impl Connection {
             hello::gets_secrets(&hello, &self.peer).then(|| self.context.secrets.feed(&hello.node));
         self.register(&hello, kinds);
         let verdict = self.verdict(&hello, kinds).await;
+        let answer = verdict.as_ref().map_or(ResumeVerdict::ResumeSnapshot, |(resume, _)| resume.verdict());
+        let secrets = self.secrets.is_some();
+        self.queue.push_back(hello::answer(&self.context, &hello, kinds, answer, secrets));
         match verdict {
             None => {
                 tracing::info!(
@@ -47,14 +57,6 @@ impl Connection {
                     agent = hello.agent,
                     "agent connected, waiting for the datastore"
                 );
-                let verdict = ResumeVerdict::ResumeSnapshot;
-                self.queue.push_back(hello::answer(
-                    &self.context,
-                    &hello,
-                    kinds,
-                    verdict,
-                    self.secrets.is_some(),
-                ));
                 let waiting_for: Vec<String> =
                     self.context.cache.read().unproven().take(4).map(str::to_owned).collect();
                 self.status(
@@ -65,17 +67,9 @@ impl Connection {
                 self.phase = Phase::NotInSync { kinds, since };
             }
             Some(resume) => {
-                let verdict = resume.0.verdict();
-                self.context.metrics.resumed(verdict).increment(1);
-                let answered = verdict.as_str_name();
+                self.context.metrics.resumed(answer).increment(1);
+                let answered = answer.as_str_name();
                 tracing::info!(node = hello.node, agent = hello.agent, verdict = answered, "agent connected");
-                self.queue.push_back(hello::answer(
-                    &self.context,
-                    &hello,
-                    kinds,
-                    verdict,
-                    self.secrets.is_some(),
-                ));
                 self.begin(resume, kinds, hello.resume, since);
             }
         }
@@ -84,7 +78,23 @@ impl Connection {
 
     fn register(&mut self, hello: &ClientHello, kinds: KindSet) {
         let client = Arc::new(Client::new(hello, self.peer.address, kinds));
-        self.away = Some(client.away());
+        let share = rand::rng().random_range(0.0..1.0);
+        let longest = self.context.options.renewal;
+        let mut heartbeat = self.context.heartbeat.subscribe();
+        heartbeat.mark_unchanged();
+        let orders = Orders {
+            context: self.context.clone(),
+            share,
+            renewal: Instant::now() + lifetime(longest, self.peer.until, SystemTime::now(), share),
+            heartbeat,
+            away: client.away(),
+            secrets: self.secrets.as_ref().map(Feed::changes),
+            told: Told::default(),
+        };
+        self.events.push(orders.events());
+        if let Phase::Hello(inbound) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            self.events.push(messages(*inbound));
+        }
         let id = self.context.registry.add(client.clone());
         self.context.reports.open(id, &client.node, &client.agent, client.session.clone());
         self.context.metrics.connections_accepted.increment(1);
@@ -197,14 +207,8 @@ impl Connection {
             return Ok(());
         }
         tokio::select! {
-            _ = self.progress.changed() => {}
-            _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
-            message = self.inbound.message(), if self.listening => self.on_message(message?)?,
-            () = self.context.leave(self.share) => self.leave("draining", self.context.targets()),
+            _ = self.progress.changed() => Ok(()),
+            event = self.events.next() => self.on_event(event),
         }
-        if self.context.drain.is_cancelled() {
-            self.phase = Phase::Closed;
-        }
-        Ok(())
     }
 }

@@ -3,22 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use proto::sync::{self, server_message};
-use tokio::sync::watch;
 
 use super::{Connection, Phase};
 use crate::snapcache::message;
 
 /// Streams whose certificate ends within this time last until then.
 const LAST_MOMENTS: Duration = Duration::from_secs(10);
-
-/// Until the client is asked to go elsewhere.
-pub(super) async fn away(orders: &mut Option<watch::Receiver<Vec<String>>>) -> Vec<String> {
-    let Some(orders) = orders else { return std::future::pending().await };
-    match orders.changed().await {
-        Ok(()) => orders.borrow_and_update().clone(),
-        Err(_) => std::future::pending().await,
-    }
-}
 
 /// How long a stream may last: shorter than its certificates, and no fleet's streams end at one moment.
 pub(super) fn lifetime(
@@ -37,22 +27,21 @@ pub(super) fn lifetime(
 impl Connection {
     /// Asks the client to go to another replica, because this one ends.
     pub(super) fn leave(&mut self, reason: &str, servers: Vec<String>) {
-        if let Phase::Streaming(cursor) = &mut self.phase {
-            cursor.going_away = true;
-        }
         self.context.metrics.connections_dropped.increment(1);
         self.go_away(sync::GoAway { reason: reason.to_owned(), servers, not_before_millis: 0 });
     }
 
     /// Asks the client to come again, because its certificate ends or the stream is a day old.
     pub(super) fn renew(&mut self) {
-        if let Phase::Streaming(cursor) = &mut self.phase {
-            cursor.going_away = true;
-        }
         self.go_away(sync::GoAway { reason: "renew".to_owned(), ..Default::default() });
     }
 
+    /// A stream that has nothing to lose ends at once; the others may find another replica first.
     pub(super) fn go_away(&mut self, go_away: sync::GoAway) {
+        match &mut self.phase {
+            Phase::Streaming(cursor) => cursor.going_away = true,
+            phase => *phase = Phase::Closed,
+        }
         self.queue.push_back(message(server_message::Message::GoAway(go_away)));
     }
 }

@@ -10,9 +10,10 @@
 //! snapshot.
 //!
 //! `greeting`: up to the verdict on the client's token. `comparing`: digests. `streaming`: the cursor. `leaving`: how a
-//! client is asked to go.
+//! client is asked to go. `events`: what any of them is interrupted by.
 
 mod comparing;
+mod events;
 mod greeting;
 mod leaving;
 mod streaming;
@@ -20,12 +21,10 @@ mod streaming;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use proto::sync::report::Report;
 use proto::sync::{self, ClientMessage, SyncState, client_message, server_message};
-use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -36,7 +35,7 @@ use super::registry::Client;
 use crate::secrets::Feed;
 use crate::snapcache::{KindSet, Progress, message};
 use comparing::Comparison;
-use leaving::lifetime;
+use events::{Event, Events};
 use streaming::Cursor;
 
 const FORKED: &str = "FORKED: the datastore's history is not the one that was followed; deletions are held until \
@@ -44,28 +43,21 @@ const FORKED: &str = "FORKED: the datastore's history is not the one that was fo
 
 pub(super) struct Connection {
     context: Arc<Context>,
-    inbound: Streaming<ClientMessage>,
-    /// The client may still send.
-    listening: bool,
+    /// None before the hello.
+    events: Events,
     peer: Peer,
     /// It takes compressed messages.
     zstd: bool,
     queue: VecDeque<Bytes>,
     progress: watch::Receiver<Progress>,
-    heartbeat: watch::Receiver<Bytes>,
     registered: Option<Registered>,
-    /// Its place among the streams that leave when this replica drains.
-    share: f64,
-    away: Option<watch::Receiver<Vec<String>>>,
-    /// When the client has to come again.
-    renewal: Instant,
     /// The passwords of its node, if it may have them.
     secrets: Option<Feed>,
     phase: Phase,
 }
 
 enum Phase {
-    Hello,
+    Hello(Box<Streaming<ClientMessage>>),
     /// The hello is answered; the snapshot begins when the cache is in sync.
     NotInSync {
         kinds: KindSet,
@@ -132,26 +124,16 @@ impl Connection {
     pub fn new(context: Arc<Context>, inbound: Streaming<ClientMessage>, peer: Peer, zstd: bool) -> Self {
         context.metrics.connections_active.increment(1.0);
         let progress = context.cache.progress();
-        let mut heartbeat = context.heartbeat.subscribe();
-        heartbeat.mark_unchanged();
-        let share = rand::rng().random_range(0.0..1.0);
-        let renewal =
-            Instant::now() + lifetime(context.options.renewal, peer.until, SystemTime::now(), share);
         Connection {
             context,
-            inbound,
-            listening: true,
+            events: Events::new(),
             peer,
             zstd,
             queue: VecDeque::new(),
             progress,
-            heartbeat,
             registered: None,
-            share,
-            away: None,
-            renewal,
             secrets: None,
-            phase: Phase::Hello,
+            phase: Phase::Hello(Box::new(inbound)),
         }
     }
 
@@ -164,22 +146,37 @@ impl Connection {
                 self.context.sent_frames.fetch_add(1, Relaxed);
                 return Ok(Some(bytes));
             }
+            // Boxed, what is not for every message: the future is moved with each.
             match &mut self.phase {
-                Phase::Hello => self.greet().await?,
-                Phase::NotInSync { .. } => self.await_sync().await?,
-                Phase::Comparing(_) => self.compare().await?,
+                Phase::Hello(_) => Box::pin(self.greet()).await?,
+                Phase::NotInSync { .. } => Box::pin(self.await_sync()).await?,
+                Phase::Comparing(_) => Box::pin(self.compare()).await?,
                 Phase::Streaming(_) => self.step().await?,
                 Phase::Closed => return Ok(None),
             }
         }
     }
 
-    fn on_message(&mut self, received: Option<ClientMessage>) -> Result<(), Status> {
-        let Some(received) = received else {
-            // It has nothing more to say, but may go on listening: tools do.
-            self.listening = false;
-            return Ok(());
-        };
+    /// What comes in between, whatever the phase.
+    fn on_event(&mut self, event: Option<Event>) -> Result<(), Status> {
+        let going_away = matches!(&self.phase, Phase::Streaming(cursor) if cursor.going_away);
+        match event {
+            Some(Event::Message(message)) => self.on_message((*message)?)?,
+            // It cannot answer.
+            Some(Event::Silent) if matches!(self.phase, Phase::Comparing(_)) => self.phase = Phase::Closed,
+            Some(Event::Heartbeat) => self.on_heartbeat(),
+            Some(Event::Draining) if !going_away => self.leave("draining", self.context.targets()),
+            Some(Event::Away(servers)) if !going_away => self.leave("rebalancing", servers),
+            Some(Event::Renewal) if !going_away => self.renew(),
+            Some(Event::Expired) if going_away => self.phase = Phase::Closed,
+            Some(Event::Closed) | None => self.phase = Phase::Closed,
+            // The next step asks for passwords by itself; and one goes away once.
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, received: ClientMessage) -> Result<(), Status> {
         let Some(registered) = &self.registered else { return Ok(()) };
         let client = &registered.client;
         client.on_heard();

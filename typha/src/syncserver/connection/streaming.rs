@@ -1,11 +1,10 @@
 //! A cursor on its way over the cache: the snapshot, if there is one, then changes and cuts.
 
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use proto::sync::{self, SyncState, server_message};
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::leaving::away;
 use super::{Connection, FORKED, Phase};
 use crate::secrets::Feed;
 use crate::snapcache::{Freeze, KindSet, Place, Stand, Subscription, message};
@@ -80,61 +79,44 @@ impl Connection {
                 && snapshot.next.is_some()
                 && !snapshot.admitted.is_now(&self.context.admission)
             {
-                return self.await_turn().await;
+                return Box::pin(self.await_turn()).await;
             }
             self.hear()?;
             return self.advance(&freeze);
         }
-        let going_away = cursor.going_away;
         tokio::select! {
-            () = self.context.closed.cancelled() => self.phase = Phase::Closed,
-            () = self.context.leave(self.share), if !going_away => {
-                self.leave("draining", self.context.targets());
+            biased;
+            changed = cursor.freezes.freezes.changed() => {
+                if changed.is_err() {
+                    self.phase = Phase::Closed;
+                }
+                Ok(())
             }
-            () = Feed::changed(&mut self.secrets) => {}
-            servers = away(&mut self.away), if !going_away => self.leave("rebalancing", servers),
-            () = tokio::time::sleep_until(self.renewal), if !going_away => self.renew(),
-            () = tokio::time::sleep_until(self.renewal + self.context.options.drain), if going_away => {
-                self.phase = Phase::Closed;
-            }
-            message = self.inbound.message(), if self.listening => self.on_message(message?)?,
-            changed = self.heartbeat.changed() => self.on_heartbeat(changed.is_ok(), &freeze),
-            changed = cursor.freezes.freezes.changed() => if changed.is_err() {
-                self.phase = Phase::Closed;
-            },
+            event = self.events.next() => self.on_event(event),
         }
-        Ok(())
     }
 
     /// Waits until the snapshot may go on.
     async fn await_turn(&mut self) -> Result<(), Status> {
-        let Phase::Streaming(Cursor { snapshot: Some(snapshot), seq, settled, going_away, .. }) =
-            &mut self.phase
-        else {
+        let Phase::Streaming(Cursor { snapshot: Some(snapshot), seq, settled, .. }) = &mut self.phase else {
             return Ok(());
         };
         tokio::select! {
-            () = snapshot.admitted.wait() => if snapshot.may_start_later {
-                snapshot.start = self.context.cache.base();
-                (*seq, *settled) = (snapshot.start, snapshot.start);
-            },
-            () = self.context.closed.cancelled() => self.phase = Phase::Closed,
-            () = self.context.leave(self.share), if !*going_away => {
-                self.leave("draining", self.context.targets());
+            () = snapshot.admitted.wait() => {
+                if snapshot.may_start_later {
+                    snapshot.start = self.context.cache.base();
+                    (*seq, *settled) = (snapshot.start, snapshot.start);
+                }
+                Ok(())
             }
-            servers = away(&mut self.away), if !*going_away => self.leave("rebalancing", servers),
-            message = self.inbound.message(), if self.listening => self.on_message(message?)?,
-            _ = self.heartbeat.changed() => self.queue.push_back(self.heartbeat.borrow_and_update().clone()),
+            event = self.events.next() => self.on_event(event),
         }
-        Ok(())
     }
 
     /// A stream that always has something to send has to hear its client as well.
     fn hear(&mut self) -> Result<(), Status> {
-        while self.listening
-            && let Some(message) = self.inbound.message().now_or_never()
-        {
-            self.on_message(message?)?;
+        while let Some(event) = self.events.next().now_or_never() {
+            self.on_event(event)?;
         }
         Ok(())
     }
@@ -225,16 +207,14 @@ impl Connection {
         self.queue.push_back(message(server_message::Message::Cut(cut)));
     }
 
-    fn on_heartbeat(&mut self, beats: bool, freeze: &Freeze) {
-        if !beats {
-            self.phase = Phase::Closed;
-            return;
+    pub(super) fn on_heartbeat(&mut self) {
+        if let Phase::Streaming(cursor) = &self.phase {
+            let freeze = cursor.freezes.freezes.borrow().clone();
+            // What changed since the last cut was of other kinds; the client's token is to keep up all the same.
+            if cursor.cut.is_some_and(|(cut, _)| cut != cursor.seq) && cursor.seq == freeze.stand.seq {
+                self.cut(&freeze.stand);
+            }
         }
-        let Phase::Streaming(cursor) = &self.phase else { return };
-        // What changed since the last cut was of other kinds; the client's token is to keep up all the same.
-        if cursor.cut.is_some_and(|(cut, _)| cut != cursor.seq) && cursor.seq == freeze.stand.seq {
-            self.cut(&freeze.stand);
-        }
-        self.queue.push_back(self.heartbeat.borrow_and_update().clone());
+        self.queue.push_back(self.context.heartbeat.borrow().clone());
     }
 }
