@@ -112,8 +112,8 @@ fn source(store: Arc<dyn Datastore>, kind: &ApiKind) -> Result<String> {
 /// | kinds | agents |
 /// |---|---|
 /// | policies, tiers, profiles, endpoints, sets, felix's configuration | felix |
-/// | pools, nodes, BGP configuration and peers | felix and confd |
-/// | BGP filters, block affinities | confd |
+/// | pools, nodes, BGP configuration | felix and confd |
+/// | BGP peers and filters, block affinities | confd |
 fn readers(kind: &ApiKind, asked: &[String]) -> Result<Vec<String>> {
     if !asked.is_empty() {
         return Ok(asked.to_vec());

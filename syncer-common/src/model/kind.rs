@@ -57,8 +57,8 @@ impl Kind {
         Kind::LiveMigration,
     ];
 
-    /// What felix reads. BGP settings: service ranges that must not loop, and which workloads peer.
-    pub const FELIX: [Kind; 20] = [
+    /// What felix reads. BGP configuration: ranges of Services that must not loop. Rules of Services need their slices only.
+    pub const FELIX: [Kind; 16] = [
         Kind::ReadyFlag,
         Kind::GlobalConfig,
         Kind::HostConfig,
@@ -74,11 +74,7 @@ impl Kind {
         Kind::Node,
         Kind::FelixConfiguration,
         Kind::BgpConfiguration,
-        Kind::BgpPeer,
-        Kind::Wireguard,
-        Kind::Service,
         Kind::EndpointSlice,
-        Kind::LiveMigration,
     ];
 
     /// What confd reads.
