@@ -82,6 +82,13 @@ impl Lab {
         String::from_utf8(out.stdout).expect("tools print UTF-8")
     }
 
+    /// An interface with an address and a way out: with nothing behind it, but workloads' questions for their gateway are
+    /// answered only by a host that has a route.
+    pub fn uplink(&self) {
+        self.veth("eth0");
+        self.sh("ip addr add 172.30.0.1/24 dev eth0 && ip route add default via 172.30.0.254");
+    }
+
     /// A veth pair as a CNI plugin makes it, the other end in the same namespace.
     pub fn veth(&self, name: &str) {
         self.sh(&format!("ip link add {name} type veth peer name p{name} && ip link set p{name} up && ip link set {name} up"));
