@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::InsertMode;
 use super::parse::{SavedTable, is_our_chain};
-use super::plan::{Hooks, WantedChain, hook_lines};
+use super::plan::{Hooks, Plan, Wanted, WantedChain, hook_lines};
 use crate::drift;
 
 pub struct Left {
@@ -22,9 +22,24 @@ impl Left {
         hooks: &BTreeMap<String, Hooks>,
         mode: InsertMode,
     ) -> Left {
-        let ids = |chain: &WantedChain| digest(chain.hashes.iter().map(|id| Some(id.as_str())));
         let chains = chains.iter().map(|(name, chain)| ((*name).to_owned(), ids(chain))).collect();
         Left { chains, hooks: hooks.clone(), mode }
+    }
+
+    /// The same after a plan, for what it changed.
+    pub fn rewrite(&mut self, wanted: &Wanted<'_>, plan: &Plan) {
+        for name in &plan.removed {
+            self.chains.remove(name);
+        }
+        for name in &plan.rewritten {
+            if let Some(chain) = wanted.chains.get(name.as_str()) {
+                self.chains.insert(name.clone(), ids(chain));
+            }
+        }
+        self.mode = wanted.mode;
+        if self.hooks != *wanted.hooks {
+            self.hooks = wanted.hooks.clone();
+        }
     }
 
     /// Reports what is otherwise now. `table` says which.
@@ -54,6 +69,10 @@ impl Left {
         });
         (chains, displaced.map(|(name, _)| name.as_str()).collect())
     }
+}
+
+fn ids(chain: &WantedChain) -> u64 {
+    digest(chain.hashes.iter().map(|id| Some(id.as_str())))
 }
 
 fn digest<'a>(ids: impl Iterator<Item = Option<&'a str>>) -> u64 {

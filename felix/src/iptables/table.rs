@@ -90,13 +90,7 @@ impl Table {
 
     /// The chains to program, by name; a stand-in for those that are closed.
     pub fn wanted(&self) -> BTreeMap<&str, &WantedChain> {
-        let mut wanted = self.desired.wanted();
-        for (name, (stand_in, _)) in &self.closed {
-            if let Some(chain) = wanted.get_mut(name.as_str()) {
-                *chain = stand_in;
-            }
-        }
-        wanted
+        wanted(&self.desired, &self.closed)
     }
 
     pub fn closed(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -149,7 +143,6 @@ impl Table {
             match self.attempt(&generation, &mut applied).await {
                 Ok(true) => {
                     self.dirty = false;
-                    self.report(applied.lines);
                     return Ok(applied);
                 }
                 Ok(false) => {}
@@ -178,7 +171,8 @@ impl Table {
         generation: &impl Fn() -> Option<u32>,
         applied: &mut Applied,
     ) -> Result<bool, (TableError, Option<String>)> {
-        if !self.is_certain(generation()) {
+        let certain = self.is_certain(generation());
+        if !certain {
             let before = generation();
             let saved = self.iptables.save(self.name).await.map_err(|error| (error, None))?;
             if let Some(left) = &self.left {
@@ -188,22 +182,26 @@ impl Table {
             self.saved_at = before;
         }
         let before = self.saved_at;
-        let saved = self.saved.take().unwrap_or_default();
-        let wanted = self.wanted();
-        let plan = plan(
-            &Wanted {
-                table: self.name,
-                backend: self.iptables.backend,
-                mode: self.desired.mode(),
-                chains: wanted,
-                hooks: self.desired.hooks(),
-            },
-            &saved,
-        );
+        let mut saved = self.saved.take().unwrap_or_default();
+        let (hooks, mode) = (self.desired.hooks(), self.desired.mode());
+        let wanted = Wanted {
+            table: self.name,
+            backend: self.iptables.backend,
+            mode,
+            // Not cheap where there are many: once.
+            chains: wanted(&self.desired, &self.closed),
+            hooks,
+        };
+        let plan = plan(&wanted, &saved);
+        let report = |lines| {
+            let rules = wanted.chains.values().map(|chain| chain.hashes.len()).sum();
+            metrics::table(self.iptables.version, self.name, wanted.chains.len(), rules, lines);
+        };
         if plan.is_empty() {
+            report(0);
             self.saved = Some(saved);
             if self.left.is_none() {
-                self.left = Some(Left::new(&self.wanted(), self.desired.hooks(), self.desired.mode()));
+                self.left = Some(Left::new(&wanted.chains, hooks, mode));
             }
             return Ok(true);
         }
@@ -213,12 +211,19 @@ impl Table {
             let culprit = culprit(&error, &plan.text);
             return Err((error, culprit));
         }
-        applied.lines += plan.text.lines().count();
-        self.left = Some(Left::new(&self.wanted(), self.desired.hooks(), self.desired.mode()));
+        let lines = plan.text.lines().count();
+        report(lines);
+        applied.lines += lines;
+        match &mut self.left {
+            // What is not rewritten is as it was left before.
+            Some(left) if certain => left.rewrite(&wanted, &plan),
+            left => *left = Some(Left::new(&wanted.chains, hooks, mode)),
+        }
         match (before, generation()) {
             (Some(from), Some(to)) if to == from.wrapping_add(plan.commits) && !plan.hooks_changed => {
                 // Ours were the only commits: what is there now is what was there, and what we wrote.
-                self.saved = Some(self.expected(saved, &plan));
+                expect(&mut saved, &wanted, &plan);
+                self.saved = Some(saved);
                 self.saved_at = Some(to);
                 applied.moved(from, to);
                 Ok(true)
@@ -235,21 +240,6 @@ impl Table {
             // No generation to ask: the regular check looks.
             _ => Ok(true),
         }
-    }
-
-    fn expected(&self, mut saved: SavedTable, plan: &Plan) -> SavedTable {
-        let wanted = self.wanted();
-        for name in &plan.removed {
-            saved.chains.remove(name);
-        }
-        for name in &plan.rewritten {
-            if let Some(wanted) = wanted.get(name.as_str()) {
-                let rules =
-                    wanted.hashes.iter().map(|id| SavedRule { hash: Some(id.clone()), text: String::new() });
-                saved.chains.entry(name.clone()).or_default().rules = rules.collect();
-            }
-        }
-        saved
     }
 
     fn close(&mut self, culprit: Option<String>, error: &TableError) {
@@ -269,14 +259,35 @@ impl Table {
         self.closed.insert(name, (stand_in, error.to_string()));
     }
 
-    fn report(&self, lines: usize) {
-        let wanted = self.wanted();
-        let rules = wanted.values().map(|chain| chain.hashes.len()).sum();
-        metrics::table(self.iptables.version, self.name, wanted.len(), rules, lines);
-    }
-
     pub fn backend(&self) -> Backend {
         self.iptables.backend
+    }
+}
+
+fn wanted<'a>(
+    desired: &'a ChainSet,
+    closed: &'a BTreeMap<String, (WantedChain, String)>,
+) -> BTreeMap<&'a str, &'a WantedChain> {
+    let mut wanted = desired.wanted();
+    for (name, (stand_in, _)) in closed {
+        if let Some(chain) = wanted.get_mut(name.as_str()) {
+            *chain = stand_in;
+        }
+    }
+    wanted
+}
+
+/// What was there becomes what is there after the plan.
+fn expect(saved: &mut SavedTable, wanted: &Wanted<'_>, plan: &Plan) {
+    for name in &plan.removed {
+        saved.chains.remove(name);
+    }
+    for name in &plan.rewritten {
+        if let Some(wanted) = wanted.chains.get(name.as_str()) {
+            let rules =
+                wanted.hashes.iter().map(|id| SavedRule { hash: Some(id.clone()), text: String::new() });
+            saved.chains.entry(name.clone()).or_default().rules = rules.collect();
+        }
     }
 }
 
