@@ -1,13 +1,14 @@
 //! Felix's settings on its own node: flags, environment (`FELIX_*`) and file.
 //!
-//! Settings in the table below are felix's own and, but for a few, are read once. Every other parameter of Calico's Felix may be
+//! Settings in the table below are felix's own; some of them may change while it runs (`HOT`), the others are read once. Every other parameter of Calico's Felix may be
 //! given here, too (`FELIX_CHAININSERTMODE=append`): it then overrides what the datastore says.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use daemon::{Endpoint, Settings, Spec, spec};
+use daemon::settings::SettingsError;
+use daemon::{Endpoint, Ports, Settings, Spec, spec};
 use typha_client::ClientTls;
 
 use crate::iptables::Backend;
@@ -112,7 +113,17 @@ const PARAMETERS: &[&str] = &[
 pub const LOG_LEVEL: &str = "LogSeverityScreen";
 pub const BACKEND: &str = "IptablesBackend";
 pub const STATUS_PREFIX: &str = "EndpointStatusPathPrefix";
-const HOT: [&str; 3] = [LOG_LEVEL, BACKEND, STATUS_PREFIX];
+const HOT: [&str; 9] = [
+    LOG_LEVEL,
+    BACKEND,
+    STATUS_PREFIX,
+    "HealthEnabled",
+    "HealthHost",
+    "HealthPort",
+    "PrometheusMetricsEnabled",
+    "PrometheusMetricsHost",
+    "PrometheusMetricsPort",
+];
 
 /// Settings that name this process's own place, which the datastore never gives.
 const LOCAL_ONLY: [&str; 2] = ["FelixHostname", "TyphaAddr"];
@@ -173,8 +184,7 @@ pub struct Config {
     pub state_file: Option<PathBuf>,
     pub log_level: String,
     pub log_format: String,
-    pub health: Option<Endpoint>,
-    pub metrics: Option<Endpoint>,
+    pub ports: Ports,
     /// Parameters that override the datastore's.
     pub parameters: BTreeMap<String, String>,
 }
@@ -222,12 +232,6 @@ fn typha_tls(settings: &Settings) -> anyhow::Result<Option<ClientTls>> {
 
 impl Config {
     pub fn from_settings(settings: &Settings) -> anyhow::Result<Config> {
-        let endpoint = |on: &str, host: &str, port: &str| -> anyhow::Result<Option<Endpoint>> {
-            if !settings.get::<bool>(on)? {
-                return Ok(None);
-            }
-            Ok(Some(Endpoint::new(settings.get::<String>(host)?, settings.get(port)?)))
-        };
         let typhas: Vec<String> = settings.get("TyphaAddr")?;
         let backend: String = settings.get(BACKEND)?;
         let backend = parse_backend(&backend).map_err(|reason| settings.refuse(BACKEND, reason))?;
@@ -249,8 +253,7 @@ impl Config {
             state_file,
             log_level: settings.get("LogSeverityScreen")?,
             log_format: settings.get("LogFormat")?,
-            health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
-            metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
+            ports: ports(settings)?,
             parameters,
         })
     }
@@ -264,6 +267,18 @@ pub fn parse_backend(text: &str) -> Result<Option<Backend>, String> {
         "legacy" => Ok(Some(Backend::Legacy)),
         _ => Err(format!("{text:?} is none of auto, nft, legacy")),
     }
+}
+
+/// Where health and metrics are served.
+pub fn ports(settings: &Settings) -> Result<Ports, SettingsError> {
+    let endpoint = |on: &str, host: &str, port: &str| {
+        let on = settings.get::<bool>(on)?;
+        Ok(on.then_some(Endpoint::new(settings.get::<String>(host)?, settings.get(port)?)))
+    };
+    Ok(Ports {
+        health: endpoint("HealthEnabled", "HealthHost", "HealthPort")?,
+        metrics: endpoint("PrometheusMetricsEnabled", "PrometheusMetricsHost", "PrometheusMetricsPort")?,
+    })
 }
 
 fn node_name(settings: &Settings) -> anyhow::Result<String> {
@@ -318,6 +333,7 @@ mod tests {
         let params = [
             ("ipv6support", "false"),
             ("InterfacePrefix", "tap"),
+            ("PrometheusMetricsEnabled", "true"),
             ("FelixHostname", "x"),
             ("IptablesBackend", "nft"),
         ];

@@ -3,7 +3,7 @@
 //! ```text
 //! typha-client ──events (64)──▶ calculation ──batches (1)──▶ dataplane ──▶ kernel
 //!       ▲────────────────── acks (watch) ───────────────────────┘
-//! signals ──▶ cancel                       http: /metrics /liveness /readiness
+//! signals ──▶ cancel                       http: /metrics /liveness /readiness ◀── ports (watch) ── dataplane
 //! felix.sock ──questions (1)──▶ dataplane   `felix status`, `felix explain`
 //! ```
 //!
@@ -43,7 +43,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let health = Health::new();
     let calculation_reporter = health.register("calculation", None);
     let dataplane_reporter = health.register("dataplane", Some(SILENCE));
-    let http = Http::bind(config.metrics, config.health, recorder, health).await?;
+    let http =
+        Http::bind(config.ports.metrics.clone(), config.ports.health.clone(), recorder, health).await?;
+    let (ports_out, ports) = watch::channel(config.ports);
     let signals = Signals::install()?;
 
     let commands: Arc<dyn Commands> = Arc::new(Processes::default());
@@ -67,7 +69,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     })
     .await?;
     let (questions_out, questions) = mpsc::channel(1);
-    let dataplane = dataplane.answering(questions);
+    let dataplane = dataplane.answering(questions).serving(ports_out);
     let control = control::socket(&config.status_prefix).and_then(|path| {
         let bound = Control::bind(&path, questions_out);
         bound
@@ -92,7 +94,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         signals.cancel_on_signal(token).await;
         Ok(())
     });
-    tasks.spawn("http", http.run(cancel.clone()));
+    tasks.spawn("http", http.follow(ports, cancel.clone()));
     if let Some(control) = control {
         tasks.spawn("control", control.run(cancel.clone()));
     }

@@ -4,14 +4,17 @@
 
 mod dataplane_support;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use daemon::{Endpoint, Ports};
 use dataplane_support::cluster::{cluster, config, difference, state};
 use dataplane_support::node::{Node, SOCKET};
 use dataplane_support::{Lab, eventually, in_namespace};
 use felix::control::ask;
 use felix::iptables::Backend;
 use syncer_common::model::{HostEndpointKey, Key, Update, Value, values};
+use tokio::sync::watch;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const TOOLS: [&str; 4] = ["ip", "ipset", "iptables-nft-restore", "conntrack"];
@@ -147,6 +150,35 @@ fn the_status_files_move_with_their_prefix() {
         node.program(vec![Update::delete(Key::GlobalConfig { name: "EndpointStatusPathPrefix".into() })])
             .await;
         are(1, 0).await;
+        node.stop().await;
+    });
+}
+
+#[test]
+fn health_and_metrics_are_served_where_the_datastore_says_unless_this_node_says_otherwise() {
+    in_namespace(&TOOLS, |lab| async move {
+        let local = BTreeMap::from([("HealthPort".to_owned(), "9199".to_owned())]);
+        let (ports_out, mut ports) = watch::channel(Ports::default());
+        let mut node = Node::start_serving(&lab, local, ports_out).await;
+        node.program(cluster()).await;
+        assert_eq!(*ports.borrow(), Ports::default());
+        node.program(vec![config("HealthEnabled", "true"), config("HealthPort", "9299")]).await;
+        let at = |host: &str, port| Some(Endpoint::new(host, port));
+        assert_eq!(*ports.borrow_and_update(), Ports { metrics: None, health: at("localhost", 9199) });
+        // What cannot be read leaves everything where it is, and is told.
+        let bad = [config("PrometheusMetricsEnabled", "true"), config("PrometheusMetricsPort", "many")];
+        node.program(bad.into()).await;
+        assert!(!ports.has_changed().unwrap());
+        let status = ask(&lab.path().join(SOCKET), &["status"]).await.unwrap();
+        assert!(
+            status.contains("not in force: parameter PrometheusMetricsPort of the datastore"),
+            "{status}"
+        );
+        node.program(vec![config("PrometheusMetricsPort", "9391")]).await;
+        let both = Ports { metrics: at("", 9391), health: at("localhost", 9199) };
+        assert_eq!(*ports.borrow_and_update(), both);
+        node.program(vec![Update::delete(Key::GlobalConfig { name: "HealthEnabled".into() })]).await;
+        assert_eq!(*ports.borrow_and_update(), Ports { health: None, ..both });
         node.stop().await;
     });
 }

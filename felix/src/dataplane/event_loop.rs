@@ -6,37 +6,32 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use daemon::{Backoff, CancellationToken, Reporter};
-use felix_calc::output::{Family, IpSetKind, Output, OwnNode, Route, Vtep};
-use ipnet::IpNet;
-use syncer_common::model::WorkloadEndpointKey;
+use daemon::{Backoff, CancellationToken, Ports, Reporter};
+use felix_calc::output::Output;
 use tokio::sync::{mpsc, watch};
 use typha_client::CutId;
 
 use super::answers::{Answers, History};
-use super::model::{HostInterface, Model, Sink};
+use super::configure::detect_features;
+use super::kernel::{Count, Kernel};
+use super::model::{HostInterface, Model};
 use super::params::DataplaneParams;
 use super::status::{StatusFiles, states};
+use super::throttle::Throttle;
 use crate::commands::{CommandError, Commands};
 use crate::config;
 use crate::control::Question;
 use crate::ifacemonitor::{Event, Monitor};
 use crate::ipsets::IpSets;
-use crate::iptables::chains::Owner;
-use crate::iptables::plan::Hooks;
-use crate::iptables::render::Features;
 use crate::iptables::tables::Tables;
-use crate::iptables::{Backend, Chain, InsertMode, IpVersion, TableName, features};
+use crate::iptables::{Backend, IpVersion};
 use crate::metrics;
 use crate::routetable::netlink::Netlink;
-use crate::routetable::{RouteTable, Workload, sysctl};
-use crate::tunnels::{self, Tunnels};
+use crate::routetable::{RouteTable, sysctl};
+use crate::tunnels::Tunnels;
 
 /// How often the loop looks around without being called.
 const TICK: Duration = Duration::from_millis(250);
-/// Passes that may follow one another at once, and how fast that allowance comes back.
-const BURST: f64 = 10.0;
-const PASSES_PER_SECOND: f64 = 10.0;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// The kernel tells nobody of changes to IP sets: how often to look for those of others.
@@ -65,22 +60,22 @@ pub struct Fixed {
 }
 
 pub struct Dataplane {
-    commands: Arc<dyn Commands>,
-    versions: Vec<IpVersion>,
+    pub(super) commands: Arc<dyn Commands>,
+    pub(super) versions: Vec<IpVersion>,
     /// The backend, unless the configuration names one.
-    first_backend: Backend,
+    pub(super) first_backend: Backend,
     /// As last set by the configuration.
-    log_level: Option<String>,
-    model: Model,
-    kernel: Kernel,
+    pub(super) log_level: Option<String>,
+    pub(super) model: Model,
+    pub(super) kernel: Kernel,
     netlink: Netlink,
     monitor: Monitor,
-    status: StatusFiles,
+    pub(super) status: StatusFiles,
     /// The first proven state has arrived.
     started: bool,
     swept: bool,
     /// Rules of ours are in the backend that was left.
-    left_behind: bool,
+    pub(super) left_behind: bool,
     configured: bool,
     model_dirty: bool,
     addresses_due: Option<Instant>,
@@ -91,17 +86,10 @@ pub struct Dataplane {
     backoff: Backoff,
     retry_at: Option<Instant>,
     refreshes: Refreshes,
-    history: History,
+    pub(super) history: History,
     questions: Option<mpsc::Receiver<Question>>,
-}
-
-/// The drivers, as the model writes to them.
-struct Kernel {
-    tables: Tables,
-    ipsets: BTreeMap<IpVersion, IpSets>,
-    routes: RouteTable,
-    tunnels: Tunnels,
-    forwarding: bool,
+    /// Where health and metrics are served.
+    pub(super) ports: Option<watch::Sender<Ports>>,
 }
 
 struct Refreshes {
@@ -149,18 +137,24 @@ impl Dataplane {
             cut: None,
             arrived: None,
             changes: 0,
-            throttle: Throttle { tokens: BURST, at: now },
+            throttle: Throttle::full(now),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry_at: None,
             refreshes: Refreshes { tables: now, ipsets: now, suspicion: now, routes: now, interfaces: now },
             history: History::default(),
             questions: None,
+            ports: None,
         })
     }
 
     /// Answers questions that come this way while it runs.
     pub fn answering(self, questions: mpsc::Receiver<Question>) -> Dataplane {
         Dataplane { questions: Some(questions), ..self }
+    }
+
+    /// Says where health and metrics are to be served as the configuration changes.
+    pub fn serving(self, ports: watch::Sender<Ports>) -> Dataplane {
+        Dataplane { ports: Some(ports), ..self }
     }
 
     /// Runs until cancelled or until the calculation ends. Leaves everything in the kernel.
@@ -393,53 +387,9 @@ impl Dataplane {
         }
         self.forward();
 
-        let Kernel { tables, ipsets, routes, .. } = &mut self.kernel;
-        let rules = async {
-            let mut lines = 0;
-            let mut errors: Vec<String> = Vec::new();
-            let updates = ipsets
-                .values_mut()
-                .map(async |sets| if sets.has_updates() { sets.apply_updates().await } else { Ok(0) });
-            for result in futures::future::join_all(updates).await {
-                match result {
-                    Ok(written) => lines += written,
-                    Err(error) => errors.push(error.to_string()),
-                }
-            }
-            if lines > 0 {
-                tables.lift();
-            }
-            let pass = tables.apply().await;
-            for (version, table, error) in &pass.errors {
-                tracing::error!(?version, table = table.name(), %error, "table could not be written; trying again");
-                errors.push(error.to_string());
-            }
-            (lines, pass, errors)
-        };
-        let (rules, routes) = tokio::join!(rules, async {
-            if routes.needs_apply() {
-                routes.apply().await
-            } else {
-                crate::routetable::table::Pass::default()
-            }
-        });
-        let (set_lines, tables, errors) = rules;
-        let rules_in_place = errors.is_empty();
-        failures.extend(errors);
-        // After the rules, which say who may send into a tunnel.
-        let mut beyond = tunnels::driver::Pass::default();
-        if self.kernel.tunnels.needs_apply() {
-            beyond = self.kernel.tunnels.apply().await;
-        }
-        for error in &beyond.errors {
-            tracing::warn!(%error, "tunnel or route to another node could not be set up; trying again");
-            failures.push(error.to_string());
-        }
-        for error in &routes.errors {
-            tracing::warn!(%error, "route or interface could not be set up; trying again");
-            failures.push(error.to_string());
-        }
-        if tables.errors.is_empty() && !self.kernel.tables.is_dirty() {
+        let written = self.kernel.write().await;
+        failures.extend(written.failures);
+        if written.tables && !self.kernel.tables.is_dirty() {
             for sets in self.kernel.ipsets.values_mut() {
                 sets.apply_deletions().await;
             }
@@ -453,22 +403,15 @@ impl Dataplane {
             }
         }
         let states = states(&self.model, &self.kernel.tables, &self.kernel.routes);
-        match rules_in_place {
+        match written.rules {
             true => self.status.update(&self.model, states),
             false => self.status.hold(states),
         }
-        self.finish(started, set_lines, tables.lines, routes.writes + beyond.writes, &failures);
+        self.finish(started, written.count, &failures);
         failures.is_empty()
     }
 
-    fn finish(
-        &mut self,
-        started: Instant,
-        set_lines: usize,
-        table_lines: usize,
-        route_writes: usize,
-        failures: &[String],
-    ) {
+    fn finish(&mut self, started: Instant, count: Count, failures: &[String]) {
         let took = started.elapsed();
         self.history.passes += 1;
         if failures.is_empty() {
@@ -507,58 +450,20 @@ impl Dataplane {
                 cut = seq,
                 latency_ms = millis(latency),
                 pass_ms = millis(took),
-                ipset_lines = set_lines,
-                table_lines,
-                route_writes,
+                ipset_lines = count.set_lines,
+                table_lines = count.table_lines,
+                route_writes = count.route_writes,
                 "programmed"
             );
-        } else if set_lines + table_lines + route_writes > 0 {
+        } else if count.any() {
             tracing::info!(
                 pass_ms = millis(took),
-                ipset_lines = set_lines,
-                table_lines,
-                route_writes,
+                ipset_lines = count.set_lines,
+                table_lines = count.table_lines,
+                route_writes = count.route_writes,
                 "repaired"
             );
         }
-    }
-
-    /// What the configuration says of more than rendering takes effect.
-    async fn configure(&mut self) {
-        let params = self.model.merged_params();
-        let value = |wanted: &str| {
-            params.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_str())
-        };
-        let level = value(config::LOG_LEVEL);
-        if level != self.log_level.as_deref() {
-            match daemon::logging::set(level.unwrap_or_default()) {
-                Ok(()) => self.log_level = level.map(str::to_owned),
-                Err(error) => {
-                    self.history.refuse(format!("parameter {}={level:?}: {error:#}", config::LOG_LEVEL))
-                }
-            }
-        }
-        self.status.relocate(value(config::STATUS_PREFIX));
-        let given = value(config::BACKEND).unwrap_or_default();
-        let switched = match config::parse_backend(given).map(|given| given.unwrap_or(self.first_backend)) {
-            Ok(backend) if backend == self.kernel.tables.backend() => Ok(()),
-            Ok(backend) => self.switch_backend(backend).await.map_err(|error| format!("{error:#}")),
-            Err(reason) => Err(reason),
-        };
-        if let Err(reason) = switched {
-            self.history.refuse(format!("parameter {}={given:?}: {reason}", config::BACKEND));
-        }
-    }
-
-    /// Everything is rendered into the other backend, then ours goes from this one: traffic is policed throughout.
-    async fn switch_backend(&mut self, backend: Backend) -> anyhow::Result<()> {
-        let tables = Tables::open(&self.commands, backend, &self.versions).await?;
-        let features = detect_features(&*self.commands, backend).await?;
-        tracing::info!(backend = backend.name(), "changing the iptables backend");
-        self.kernel.tables = tables;
-        self.left_behind = true;
-        self.model.render_everything(features);
-        Ok(())
     }
 
     fn forward(&mut self) {
@@ -602,11 +507,6 @@ impl Dataplane {
     }
 }
 
-async fn detect_features(commands: &dyn Commands, backend: Backend) -> Result<Features, CommandError> {
-    let restore = features::find_program(commands, IpVersion::V4, backend, "restore").await?;
-    Ok(features::detect_features(commands, &restore).await)
-}
-
 /// The next question; never, when there are none to come.
 async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Question {
     if let Some(receiver) = questions
@@ -623,126 +523,4 @@ fn due(last: &mut Instant, interval: Duration) -> bool {
         *last = Instant::now();
     }
     due
-}
-
-impl Sink for Kernel {
-    fn chains(
-        &mut self,
-        version: IpVersion,
-        table: TableName,
-        owner: Owner,
-        chains: Vec<Chain>,
-        always_needed: bool,
-    ) {
-        if let Some(table) = self.tables.get_mut(version, table) {
-            table.offer(owner, chains, always_needed);
-        }
-    }
-
-    fn hooks(
-        &mut self,
-        version: IpVersion,
-        table: TableName,
-        mode: InsertMode,
-        hooks: BTreeMap<String, Hooks>,
-    ) {
-        if let Some(table) = self.tables.get_mut(version, table) {
-            table.set_hooks(mode, hooks);
-        }
-    }
-
-    fn set_replace(&mut self, id: &str, kind: IpSetKind, members: &std::collections::BTreeSet<String>) {
-        for sets in self.ipsets.values_mut() {
-            sets.replace(id, kind, members.iter().map(String::as_str));
-        }
-    }
-
-    fn set_change(&mut self, id: &str, added: &[String], removed: &[String]) {
-        for sets in self.ipsets.values_mut() {
-            sets.change(id, added.iter().map(String::as_str), removed.iter().map(String::as_str));
-        }
-    }
-
-    fn set_remove(&mut self, id: &str) {
-        self.ipsets.values_mut().for_each(|sets| sets.remove(id));
-    }
-
-    fn workload(&mut self, id: &WorkloadEndpointKey, workload: Option<Workload>) {
-        self.routes.set_workload(workload_id(id), workload);
-    }
-
-    fn params(&mut self, params: &DataplaneParams) {
-        self.ipsets.values_mut().for_each(|sets| sets.set_max_size(params.max_ipset_size));
-        self.routes.set_settings(params.routes.clone());
-        self.tunnels.set_settings(params.tunnels.clone());
-    }
-
-    fn own_node(&mut self, own: &OwnNode) {
-        self.tunnels.set_own(own.clone());
-    }
-
-    fn vtep(&mut self, node: &str, family: Family, vtep: Option<Vtep>) {
-        self.tunnels.set_vtep(node.to_owned(), family, vtep);
-    }
-
-    fn route(&mut self, dst: IpNet, route: Option<Route>) {
-        self.tunnels.set_route(dst, route);
-    }
-}
-
-impl Kernel {
-    fn on_route(&mut self, route: &crate::routetable::Route, there: bool) {
-        self.routes.on_route(route, there);
-        self.tunnels.on_route(route, there);
-    }
-}
-
-/// The id under which the route table knows a workload.
-pub fn workload_id(key: &WorkloadEndpointKey) -> String {
-    format!("{} {} {}", key.orchestrator, key.workload, key.endpoint)
-}
-
-/// A token bucket: bursts go through, a stream is slowed down, and what comes after quiet is not delayed.
-struct Throttle {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Throttle {
-    fn available(&self, now: Instant) -> f64 {
-        let filled = now.saturating_duration_since(self.at).as_secs_f64() * PASSES_PER_SECOND;
-        (self.tokens + filled).min(BURST)
-    }
-
-    fn admit(&mut self, now: Instant) -> bool {
-        let tokens = self.available(now);
-        let admitted = tokens >= 1.0;
-        (self.tokens, self.at) = (if admitted { tokens - 1.0 } else { tokens }, now);
-        admitted
-    }
-
-    /// When the next pass is admitted.
-    fn next(&self, now: Instant) -> Instant {
-        let missing = (1.0 - self.available(now)).max(0.0);
-        now + Duration::from_secs_f64(missing / PASSES_PER_SECOND)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_passes_a_stream_is_slowed_and_quiet_fills_up() {
-        let start = Instant::now();
-        let mut throttle = Throttle { tokens: BURST, at: start };
-        let admitted = (0..30).filter(|_| throttle.admit(start)).count();
-        assert_eq!(admitted, 10);
-        let next = throttle.next(start);
-        assert!(next > start && next <= start + Duration::from_millis(101));
-        assert!(throttle.admit(start + Duration::from_millis(105)));
-        let later = start + Duration::from_secs(60);
-        assert_eq!(throttle.next(later), later);
-        assert_eq!((0..30).filter(|_| throttle.admit(later)).count(), 10);
-    }
 }

@@ -12,9 +12,12 @@
 //! quiet time is written at once.
 
 pub mod answers;
+mod configure;
 pub mod event_loop;
+pub mod kernel;
 pub mod model;
 pub mod params;
 pub mod status;
+mod throttle;
 
 pub use event_loop::{Batch, Dataplane};

@@ -15,7 +15,7 @@ use serde::Serialize;
 use syncer_common::model::{Key, WorkloadEndpointKey};
 use typha_client::Reports;
 
-use super::event_loop::workload_id;
+use super::kernel::workload_id;
 use super::model::Model;
 use crate::iptables::tables::Tables;
 use crate::routetable::RouteTable;

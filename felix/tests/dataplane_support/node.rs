@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use daemon::{CancellationToken, Health};
+use daemon::{CancellationToken, Health, Ports};
 use felix::control::Control;
 use felix::dataplane::event_loop::Fixed;
 use felix::dataplane::status::StatusFiles;
@@ -40,18 +40,37 @@ impl Node {
 
     /// One that has to be heard from within a time.
     pub async fn start_heard(lab: &Lab, backend: Backend, silence: Option<Duration>) -> Node {
+        Node::start_with(lab, backend, silence, BTreeMap::new(), |dataplane| dataplane).await
+    }
+
+    /// One with parameters of its own, that says where health and metrics are to be served.
+    pub async fn start_serving(
+        lab: &Lab,
+        local: BTreeMap<String, String>,
+        ports: watch::Sender<Ports>,
+    ) -> Node {
+        Node::start_with(lab, Backend::Nft, None, local, |dataplane| dataplane.serving(ports)).await
+    }
+
+    async fn start_with(
+        lab: &Lab,
+        backend: Backend,
+        silence: Option<Duration>,
+        local: BTreeMap<String, String>,
+        extend: impl FnOnce(Dataplane) -> Dataplane,
+    ) -> Node {
         let reports = Reports::default();
         let dataplane = Dataplane::open(Fixed {
             commands: lab.commands.clone(),
             backend,
             versions: IpVersion::ALL.to_vec(),
-            local: BTreeMap::new(),
+            local,
             status: StatusFiles::new(&lab.path().join("status")).reporting(reports.clone()),
         })
         .await
         .expect("the dataplane opens");
         let (questions_out, questions) = mpsc::channel(1);
-        let dataplane = dataplane.answering(questions);
+        let dataplane = extend(dataplane.answering(questions));
         let control = Control::bind(&lab.path().join(SOCKET), questions_out).expect("the socket is free");
         let health = Health::new();
         let (batches, batches_in) = mpsc::channel(1);

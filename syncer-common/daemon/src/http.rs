@@ -1,7 +1,7 @@
 //! The side port: `/metrics`, `/liveness`, `/readiness`.
 //!
 //! Metrics and health may have an address each or share one; whichever is off is not served. Addresses are
-//! bound before anything else runs, so that a port that is taken is a start-up error.
+//! bound before anything else runs, so that a port that is taken is a start-up error. They may change later.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Answer, Health};
@@ -54,13 +55,53 @@ impl Endpoint {
     }
 }
 
+/// What is served, and where; none: not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    pub metrics: Option<Endpoint>,
+    pub health: Option<Endpoint>,
+}
+
+/// One listener's part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Served {
+    endpoint: Endpoint,
+    metrics: bool,
+    health: bool,
+}
+
+impl Served {
+    async fn bind(&self) -> anyhow::Result<TcpListener> {
+        let what = match (self.metrics, self.health) {
+            (true, true) => "metrics and health",
+            (true, false) => "metrics",
+            _ => "health",
+        };
+        self.endpoint.bind(what).await
+    }
+}
+
+impl Ports {
+    /// The same endpoint twice is one listener.
+    fn served(&self) -> Vec<Served> {
+        let shared = self.metrics == self.health;
+        let metrics = self.metrics.clone().map(|endpoint| Served { endpoint, metrics: true, health: shared });
+        let health = self.health.clone().filter(|_| !shared);
+        metrics
+            .into_iter()
+            .chain(health.map(|endpoint| Served { endpoint, metrics: false, health: true }))
+            .collect()
+    }
+}
+
 /// Bound, not yet serving.
 pub struct Http {
     metrics: Metrics,
-    /// The one with health, if there is any, comes last.
-    servers: Vec<(TcpListener, Router)>,
-    metrics_address: Option<SocketAddr>,
-    health_address: Option<SocketAddr>,
+    health: Health,
+    /// On the health port, beside health.
+    more: Router,
+    ports: Ports,
+    bound: Vec<(Served, TcpListener)>,
 }
 
 impl Http {
@@ -71,71 +112,114 @@ impl Http {
         metrics: Metrics,
         health: Health,
     ) -> anyhow::Result<Self> {
-        let mut http = Http {
-            metrics: metrics.clone(),
-            servers: Vec::new(),
-            metrics_address: None,
-            health_address: None,
-        };
-        let shared = metrics_on.is_some() && metrics_on == health_on;
-        if let Some(endpoint) = metrics_on {
-            let listener = endpoint.bind(if shared { "metrics and health" } else { "metrics" }).await?;
-            http.metrics_address = Some(listener.local_addr()?);
-            let mut routes = metrics_routes(metrics);
-            if shared {
-                http.health_address = http.metrics_address;
-                routes = routes.merge(health_routes(health.clone()));
-            }
-            http.servers.push((listener, routes));
+        let ports = Ports { metrics: metrics_on, health: health_on };
+        let mut bound = Vec::new();
+        for served in ports.served() {
+            let listener = served.bind().await?;
+            bound.push((served, listener));
         }
-        if let Some(endpoint) = health_on.filter(|_| !shared) {
-            let listener = endpoint.bind("health").await?;
-            http.health_address = Some(listener.local_addr()?);
-            http.servers.push((listener, health_routes(health)));
-        }
-        Ok(http)
+        Ok(Http { metrics, health, more: Router::new(), ports, bound })
     }
 
     /// More routes on the health port, if it is served.
     pub fn merge(&mut self, routes: Router) {
-        if self.health_address.is_none() {
-            return;
-        }
-        if let Some((_, served)) = self.servers.last_mut() {
-            *served = std::mem::take(served).merge(routes);
-        }
+        self.more = std::mem::take(&mut self.more).merge(routes);
     }
 
     /// Where metrics are served; tells the port when 0 was asked for.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
+        self.address(|served| served.metrics)
     }
 
     pub fn health_address(&self) -> Option<SocketAddr> {
-        self.health_address
+        self.address(|served| served.health)
+    }
+
+    fn address(&self, of: impl Fn(&Served) -> bool) -> Option<SocketAddr> {
+        let (_, listener) = self.bound.iter().find(|(served, _)| of(served))?;
+        listener.local_addr().ok()
     }
 
     /// Serves until cancelled, and keeps the recorder's memory bounded meanwhile.
     pub async fn run(self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let (_stay, ports) = watch::channel(self.ports.clone());
+        self.follow(ports, cancel).await
+    }
+
+    /// The same, and serves elsewhere when `ports` says so. A port that is taken then is tried again and again: the
+    /// other one is served meanwhile.
+    pub async fn follow(
+        self,
+        mut ports: watch::Receiver<Ports>,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Http { metrics, health, more, bound, .. } = self;
+        let routes = |served: &Served| {
+            let mut routes = Router::new();
+            if served.metrics {
+                routes = routes.merge(metrics_routes(metrics.clone()));
+            }
+            if served.health {
+                routes = routes.merge(health_routes(health.clone())).merge(more.clone());
+            }
+            routes
+        };
         let mut set = JoinSet::new();
-        for (listener, routes) in self.servers {
-            let cancelled = cancel.clone().cancelled_owned();
-            // Not graceful: a scraper's idle connection must not hold up the exit.
-            set.spawn(async move {
-                tokio::select! {
-                    served = axum::serve(listener, routes) => served.context("serving metrics and health"),
-                    () = cancelled => Ok(()),
-                }
-            });
+        let mut running: Vec<(Served, AbortHandle)> = Vec::new();
+        for (served, listener) in bound {
+            let task = set.spawn(serve(listener, routes(&served)));
+            running.push((served, task));
         }
         let mut upkeep = tokio::time::interval(UPKEEP);
+        let mut told = String::new();
         loop {
             tokio::select! {
-                _ = upkeep.tick() => self.metrics.upkeep(),
-                Some(ended) = set.join_next() => ended??,
+                _ = upkeep.tick() => metrics.upkeep(),
+                Some(ended) = set.join_next() => return ended?,
+                Ok(()) = ports.changed() => {}
+                // Not graceful: a scraper's idle connection must not hold up the exit.
                 () = cancel.cancelled() => return Ok(()),
             }
+            let wanted = ports.borrow_and_update().served();
+            let (stay, gone) = running.into_iter().partition(|(served, _)| wanted.contains(served));
+            running = stay;
+            for (served, task) in gone {
+                tracing::info!(?served, "no longer served");
+                task.abort();
+                // The next one may have the same port.
+                while set.join_next_with_id().await.is_some_and(|ended| id(&ended) != task.id()) {}
+            }
+            for served in wanted {
+                if running.iter().any(|(other, _)| *other == served) {
+                    continue;
+                }
+                match served.bind().await {
+                    Ok(listener) => {
+                        tracing::info!(?served, "serving");
+                        let task = set.spawn(serve(listener, routes(&served)));
+                        running.push((served, task));
+                    }
+                    Err(error) => {
+                        let text = format!("{error:#}");
+                        if told != text {
+                            tracing::warn!("{text} Trying again.");
+                            told = text;
+                        }
+                    }
+                }
+            }
         }
+    }
+}
+
+async fn serve(listener: TcpListener, routes: Router) -> anyhow::Result<()> {
+    axum::serve(listener, routes).await.context("serving metrics and health")
+}
+
+fn id<T>(ended: &Result<(task::Id, T), JoinError>) -> task::Id {
+    match ended {
+        Ok((id, _)) => *id,
+        Err(error) => error.id(),
     }
 }
 
@@ -165,11 +249,15 @@ mod tests {
     use super::*;
 
     async fn ask(address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        try_ask(address, path).await.unwrap()
+    }
+
+    async fn try_ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
     }
 
     #[tokio::test]
@@ -193,6 +281,50 @@ mod tests {
             cancel.cancel();
             server.await.unwrap().unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn ports_move_while_running_and_one_that_is_taken_keeps_nothing_else_away() {
+        // An address that no other test has.
+        let [high, low, ..] = (std::process::id() as u16).to_be_bytes();
+        let at = |port: u16| SocketAddr::from(([127, 99, high, low], port));
+        let endpoint = |address: SocketAddr| Some(Endpoint::new(address.ip().to_string(), address.port()));
+        let (first, second, third) = (at(4001), at(4002), at(4003));
+        let (out, ports) = watch::channel(Ports { metrics: None, health: endpoint(first) });
+        let health = Health::new();
+        let _reporter = health.register("core", None);
+        let http = Http::bind(None, endpoint(first), Metrics::detached().unwrap(), health).await.unwrap();
+        let cancel = CancellationToken::new();
+        let server = tokio::spawn(http.follow(ports, cancel.clone()));
+        let answers = async |address, path: &str, yes: bool| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(30);
+            loop {
+                let asked = tokio::time::timeout(Duration::from_secs(5), try_ask(address, path)).await;
+                let good =
+                    asked.is_ok_and(|answer| answer.is_ok_and(|text| text.starts_with("HTTP/1.0 200")));
+                if good == yes {
+                    return;
+                }
+                assert!(std::time::Instant::now() < deadline, "{address}{path}: {good}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        answers(first, "/liveness", true).await;
+        // The port of metrics is somebody else's: health moves all the same.
+        let holder = TcpListener::bind(third).await.unwrap();
+        out.send_replace(Ports { metrics: endpoint(third), health: endpoint(second) });
+        answers(second, "/liveness", true).await;
+        answers(first, "/liveness", false).await;
+        drop(holder);
+        answers(third, "/metrics", true).await;
+        // Both on one port, then nothing.
+        out.send_replace(Ports { metrics: endpoint(second), health: endpoint(second) });
+        answers(second, "/metrics", true).await;
+        answers(second, "/liveness", true).await;
+        out.send_replace(Ports::default());
+        answers(second, "/liveness", false).await;
+        cancel.cancel();
+        server.await.unwrap().unwrap();
     }
 
     #[tokio::test]

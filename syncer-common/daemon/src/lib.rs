@@ -3,7 +3,7 @@
 //! A `main` reads, in this order:
 //!
 //! ```text
-//! Settings (flag > environment > file)  ->  logging::init  ->  Metrics::install  ->  Health::new
+//! Settings (flag > environment > file > datastore)  ->  logging::init  ->  Metrics::install  ->  Health::new
 //!    ->  Http::bind (/metrics, /liveness, /readiness)  ->  Signals::install  ->  Tasks: spawn…, run
 //! ```
 //!
@@ -22,7 +22,7 @@ pub mod tasks;
 
 pub use backoff::Backoff;
 pub use health::{Health, Reporter};
-pub use http::{Endpoint, Http};
+pub use http::{Endpoint, Http, Ports};
 pub use metrics::Metrics;
 pub use reload::Reload;
 pub use settings::{Settings, Spec, spec};

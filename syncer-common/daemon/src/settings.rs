@@ -43,6 +43,7 @@ enum Source {
     Flag,
     Environment,
     File,
+    Datastore,
 }
 
 /// Values by lower-case name, per source.
@@ -133,6 +134,14 @@ impl Settings {
         Ok(self)
     }
 
+    /// Takes what the datastore says, where nothing is said on this node.
+    pub fn with_datastore(mut self, parameters: &BTreeMap<String, String>) -> Self {
+        for (name, value) in parameters {
+            self.insert(Source::Datastore, name, value);
+        }
+        self
+    }
+
     fn insert(&mut self, source: Source, name: &str, value: &str) {
         if !value.trim().is_empty() {
             self.values.insert((source, name.to_ascii_lowercase()), value.trim().to_owned());
@@ -204,7 +213,7 @@ impl Settings {
 
     fn find(&self, name: &str) -> Option<(Source, &str)> {
         let name = name.to_ascii_lowercase();
-        [Source::Flag, Source::Environment, Source::File]
+        [Source::Flag, Source::Environment, Source::File, Source::Datastore]
             .into_iter()
             .find_map(|source| Some((source, self.values.get(&(source, name.clone()))?.as_str())))
     }
@@ -214,6 +223,7 @@ impl Settings {
             Source::Flag => format!("--{}", flag(name)),
             Source::Environment => format!("{}_{}", self.prefix, name.to_ascii_uppercase()),
             Source::File => format!("{} in {}", name, self.file),
+            Source::Datastore => format!("parameter {name} of the datastore"),
         }
     }
 }
