@@ -32,7 +32,7 @@ use typha::syncserver::{Options, Server};
 const AGREED: [(&str, f64); 6] = [
     ("bytes of a delta of one endpoint", 402.0),
     ("allocations per delivery", 1.85),
-    ("bytes held per idle client", 53_600.0),
+    ("bytes held per idle client", 45_300.0),
     ("bytes held per entry", 779.0),
     ("bytes per entry of a snapshot", 371.0),
     ("bytes per entry of a compressed snapshot", 49.2),
