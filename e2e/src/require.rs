@@ -1,5 +1,6 @@
 //! What a test needs from the machine: root, tools, kernel features.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -86,8 +87,15 @@ pub fn in_vm(test: &str) -> Result<()> {
     }
     let mut run = Command::new(&script);
     run.arg("run").arg(std::env::current_exe()?).args(["--exact", test, "--nocapture"]);
-    let status = run.stdin(Stdio::null()).status()?;
-    ensure!(status.success(), "in the virtual machine: {status}");
+    let mut running = run.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    // Marked, or its closing line would be counted as one more test.
+    let mut said = Vec::new();
+    for line in BufReader::new(running.stdout.take().context("stdout is piped")?).lines() {
+        said.push(format!("vm: {}", line?));
+        println!("{}", said[said.len() - 1]);
+    }
+    let status = running.wait()?;
+    ensure!(status.success(), "{status}\n{}", said[said.len().saturating_sub(40)..].join("\n"));
     Ok(())
 }
 
