@@ -24,7 +24,7 @@ fn ip_in_ip_carries_every_pair_and_leaves_nothing_behind() -> Result<()> {
     }
     encap::masquerades_what_leaves_the_pools(&cluster, ipip_address(cluster.lab.node("n1")))?;
     only_nodes_may_send_it(&cluster)?;
-    for mode in [Mode::IpipCrossSubnet, Mode::Vxlan, Mode::Ipip, Mode::Bird] {
+    for mode in [Mode::IpipCrossSubnet, Mode::Vxlan, Mode::Bird] {
         switch(&cluster, mode)?;
     }
     Ok(())
