@@ -9,8 +9,14 @@ pub fn table(a: &Report, b: &Report) -> String {
     for (name, report) in [("A", a), ("B", b)] {
         _ = writeln!(
             text,
-            "{name}: {} nodes, {} typhas, {} entries, seed {}, {} on {} CPUs",
-            report.nodes, report.typhas, report.entries, report.seed, report.version, report.machine.cpus
+            "{name}: {} nodes, {} typhas ({}), {} entries, seed {}, {} on {} CPUs",
+            report.nodes,
+            report.typhas,
+            report.protocol,
+            report.entries,
+            report.seed,
+            report.version,
+            report.machine.cpus
         );
     }
     if (a.nodes, a.typhas, a.shape, a.machine.cpus) != (b.nodes, b.typhas, b.shape, b.machine.cpus) {
@@ -32,7 +38,7 @@ pub fn table(a: &Report, b: &Report) -> String {
         row(&one.phase, "p50 ms", latency(one, one.latency.p50_ms), latency(other, other.latency.p50_ms));
         row("", "p99 ms", latency(one, one.latency.p99_ms), latency(other, other.latency.p99_ms));
         row("", "settled ms", one.settled_ms, other.settled_ms);
-        let sent = |phase: &crate::report::PhaseResult| phase.servers.map(|served| served.sent_bytes / 1e6);
+        let sent = |phase: &crate::report::PhaseResult| phase.sent_bytes().map(|bytes| bytes / 1e6);
         row("", "sent MB", sent(one), sent(other));
     }
     let (a, b) = (a.servers(), b.servers());

@@ -1,11 +1,12 @@
 //! All simulated nodes of a run: each follows the typhas with the client library of felix and confd.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use daemon::CancellationToken;
+use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use typha_client::{ClientConfig, ClientEvent, Names};
 
 use crate::follow::Spread;
+use crate::incumbent;
 use crate::latency::Latencies;
 use crate::node::{Fault, Keys, Node, State};
 
@@ -29,11 +31,20 @@ pub struct Fleet {
     servers: Vec<String>,
     seen: Seen,
     keys: Keys,
-    names: Names,
+    speech: Speech,
     joining: Arc<Semaphore>,
     members: Members,
     tasks: JoinSet<()>,
     stop: CancellationToken,
+}
+
+/// How to talk to the servers, and what all nodes share for that.
+#[derive(Clone)]
+pub enum Speech {
+    /// As felix and confd do.
+    Bulrush(Names),
+    /// As Calico's felix does with Calico's Typha.
+    Calico { known: incumbent::Known, received: Arc<AtomicU64> },
 }
 
 /// Which nodes read every value, and the fault of the first.
@@ -127,7 +138,14 @@ impl Members {
 }
 
 impl Fleet {
-    pub fn new(servers: Vec<String>, names: Vec<String>, keys: Keys, seen: Seen, sample: Sample) -> Self {
+    pub fn new(
+        servers: Vec<String>,
+        speech: Speech,
+        names: Vec<String>,
+        keys: Keys,
+        seen: Seen,
+        sample: Sample,
+    ) -> Self {
         let stop = CancellationToken::new();
         let member = |(index, name)| {
             let mut node = Node::new(name, keys.clone());
@@ -146,7 +164,7 @@ impl Fleet {
             servers,
             seen,
             keys,
-            names: Names::default(),
+            speech,
             joining: Arc::new(Semaphore::new(JOINING)),
             members,
             tasks: JoinSet::new(),
@@ -166,14 +184,14 @@ impl Fleet {
     }
 
     fn spawn(&mut self, member: Arc<Member>) {
-        let (servers, names, seen) = (self.servers.clone(), self.names.clone(), self.seen.clone());
+        let (servers, speech, seen) = (self.servers.clone(), self.speech.clone(), self.seen.clone());
         let (session, joining) = (lock(&member.session).clone(), self.joining.clone());
         self.tasks.spawn(async move {
             let turn = tokio::select! {
                 turn = joining.acquire_owned() => turn.ok(),
                 () = session.cancelled() => return,
             };
-            follow(member, session, servers, names, seen, turn).await;
+            follow(member, session, servers, speech, seen, turn).await;
         });
     }
 
@@ -234,6 +252,14 @@ impl Fleet {
 
     pub fn totals(&self) -> Totals {
         self.members.totals()
+    }
+
+    /// Bytes that all nodes received, where their client counts them.
+    pub fn received_bytes(&self) -> Option<u64> {
+        match &self.speech {
+            Speech::Bulrush(_) => None,
+            Speech::Calico { received, .. } => Some(received.load(Ordering::Relaxed)),
+        }
     }
 
     pub fn members(&self) -> Members {
@@ -333,18 +359,37 @@ async fn follow(
     member: Arc<Member>,
     session: CancellationToken,
     servers: Vec<String>,
-    names: Names,
+    speech: Speech,
     seen: Seen,
     mut turn: Option<OwnedSemaphorePermit>,
 ) {
-    let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
-    let mut config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
-    // Thousands share the processors of this machine: one that is not run for a while has not met a silent server.
-    config.read_timeout = SILENCE;
-    config.raw = (!member.sampled).then_some(names);
     let (events, mut received) = mpsc::channel(EVENTS);
     let (acks, programmed) = watch::channel(None);
-    let client = typha_client::run(config, events, programmed, session);
+    let client = match speech {
+        Speech::Bulrush(names) => {
+            let software = concat!("bulrush-loadtest ", env!("CARGO_PKG_VERSION"));
+            let mut config = ClientConfig::new(servers, lock(&member.node).name.clone(), "felix", software);
+            // Thousands share the processors of this machine: one that is not run for a while has not met a silent
+            // server.
+            config.read_timeout = SILENCE;
+            config.raw = (!member.sampled).then_some(names);
+            typha_client::run(config, events, programmed, session).left_future()
+        }
+        Speech::Calico { known, received } => {
+            let told = member.clone();
+            let config = incumbent::Config {
+                servers,
+                first: member.index,
+                node: lock(&member.node).name.clone(),
+                known,
+                reads_all: member.sampled,
+                silence: SILENCE,
+                received,
+                refused: Box::new(move |reason| lock(&told.node).lost = Some(reason)),
+            };
+            incumbent::run(config, events, session).right_future()
+        }
+    };
     let mut stalled = member.stalled.subscribe();
     let consume = async {
         loop {

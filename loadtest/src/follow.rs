@@ -8,8 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
+use typha_client::Names;
 
-use crate::fleet::{Fleet, Sample, Seen};
+use crate::fleet::{Fleet, Sample, Seen, Speech};
 use crate::latency::Latencies;
 use crate::limits;
 use crate::node::Keys;
@@ -101,7 +102,14 @@ pub async fn follow(
     let names = (0..nodes).map(|index| format!("{prefix}{index:03}")).collect();
     let spread = watched.map(|watched| Arc::new(Spread::new(watched)));
     let seen = Seen { latencies: Arc::new(Latencies::new(Instant::now())), spread: spread.clone() };
-    let mut fleet = Fleet::new(servers, names, Keys::default(), seen, Sample::none(nodes));
+    let mut fleet = Fleet::new(
+        servers,
+        Speech::Bulrush(Names::default()),
+        names,
+        Keys::default(),
+        seen,
+        Sample::none(nodes),
+    );
     fleet.join();
     let interrupted = interrupted();
     tokio::pin!(interrupted);

@@ -224,7 +224,7 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
 
 impl Server {
     pub fn probe(&self) -> Probe {
-        Probe { name: self.name.clone(), pid: self.process.id(), side: self.side }
+        Probe { name: self.name.clone(), pid: self.process.id(), side: Some(self.side) }
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
@@ -252,14 +252,19 @@ impl Server {
 pub struct Probe {
     pub name: String,
     pub pid: Option<u32>,
-    side: u16,
+    /// Nothing: it is only looked at from outside.
+    side: Option<u16>,
 }
 
 impl Probe {
+    pub fn of_process(pid: u32) -> Probe {
+        Probe { name: format!("process {pid}"), pid: Some(pid), side: None }
+    }
+
     /// The answer of its side port.
     async fn get(&self, path: &str) -> Option<String> {
         let ask = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.side)).await.ok()?;
+            let mut stream = TcpStream::connect(("127.0.0.1", self.side?)).await.ok()?;
             stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.ok()?;

@@ -9,6 +9,7 @@ mod compare;
 mod fleet;
 mod follow;
 mod html;
+mod incumbent;
 mod latency;
 mod limits;
 mod local;
@@ -24,6 +25,7 @@ mod writers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -48,6 +50,8 @@ Examples:
       Follows what is there, without writing.
   loadtest follow --typha 10.0.0.5:5473 --nodes 500 --watch default-deny
       Nodes that stay until interrupted, and a line of JSON whenever something changed: for scripts.
+  loadtest run --target calico-typha=10.0.0.7:5473 --etcd http://10.0.0.9:2379 --preset 500 --pid 4711 --report calico
+      The same work and the same checks with Calico's own Typha, by its protocol, to compare the two.
   loadtest compare before after
       Two runs beside one another.
 
@@ -98,11 +102,17 @@ enum Command {
 #[derive(Args)]
 struct RunArgs {
     /// Start an etcd and so many typhas for this run, on loopback.
-    #[arg(long, value_name = "TYPHAS", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with = "typha", required_unless_present = "typha")]
+    #[arg(long, value_name = "TYPHAS", value_parser = clap::value_parser!(u8).range(1..=9), conflicts_with_all = ["typha", "target"], required_unless_present_any = ["typha", "target"])]
     local: Option<u8>,
     /// Addresses of running typhas, comma-separated (host:port).
     #[arg(long, env = "LOADTEST_TYPHAADDR", value_delimiter = ',')]
     typha: Vec<String>,
+    /// Servers by what they speak: typha=ADDR[,ADDR…] or calico-typha=ADDR[,ADDR…], which is Calico's own Typha.
+    #[arg(long, value_name = "KIND=ADDR", conflicts_with = "typha")]
+    target: Option<Target>,
+    /// Process of a server on this machine, to measure its CPU and memory; may be given several times.
+    #[arg(long = "pid", value_name = "PID", conflicts_with = "local")]
+    pids: Vec<u32>,
     /// The etcd that those typhas follow: it has to be empty.
     #[arg(long, value_name = "URL", conflicts_with_all = ["local", "directory"])]
     etcd: Option<String>,
@@ -143,6 +153,30 @@ struct RunArgs {
     /// Plants a fault into the first node, to see that it is found.
     #[arg(long, hide = true)]
     plant: Option<Fault>,
+}
+
+#[derive(Clone)]
+struct Target {
+    calico: bool,
+    addresses: Vec<String>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (kind, addresses) = text.split_once('=').unwrap_or((text, ""));
+        let calico = match kind {
+            "typha" => false,
+            "calico-typha" => true,
+            other => return Err(format!("there is no kind {other:?}: typha=ADDR or calico-typha=ADDR")),
+        };
+        let addresses: Vec<String> = addresses.split(',').map(|address| address.trim().to_owned()).collect();
+        match addresses.iter().find(|address| !address.contains(':')) {
+            Some(address) => Err(format!("{address:?} is no host:port")),
+            None => Ok(Target { calico, addresses }),
+        }
+    }
 }
 
 #[derive(Args)]
@@ -234,7 +268,9 @@ fn run(args: RunArgs) -> Result<bool> {
                 (None, Some(folder)) => Some(StoreConfig::directory(folder)),
                 (None, None) => None,
             };
-            Servers::Given { typhas: args.typha, store }
+            let given = Target { calico: false, addresses: args.typha };
+            let Target { calico, addresses } = args.target.unwrap_or(given);
+            Servers::Given { typhas: addresses, calico, pids: args.pids, store }
         }
     };
     let follows = matches!(&servers, Servers::Given { store: None, .. });

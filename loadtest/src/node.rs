@@ -113,8 +113,13 @@ impl State {
 
     pub fn apply(&mut self, keys: &Keys, update: Update) {
         let Some(Encoded { key, value }) = Encoded::of(update) else { return };
-        let number = keys.number(&key);
-        self.set(number, value.map_or(0, |(_, hash)| hash));
+        self.put(keys, &key, value.map_or(0, |(_, hash)| hash));
+    }
+
+    /// `hash`: of the entry's value; 0 = it is not there.
+    pub fn put(&mut self, keys: &Keys, key: &Arc<str>, hash: u64) {
+        let number = keys.number(key);
+        self.set(number, hash);
     }
 
     pub fn entries(&self) -> usize {
@@ -313,9 +318,13 @@ impl Node {
     }
 }
 
-/// The mark in an encoded endpoint: the label, and after it tag and length of its value.
+/// The mark in an encoded endpoint: the label, and after it tag and length of its value. In JSON: the label's value.
 fn mark(value: &[u8]) -> Option<u64> {
     let rest = &value[memmem::find(value, MARK.as_bytes())? + MARK.len()..];
+    if let Some(quoted) = rest.strip_prefix(b"\":\"") {
+        let length = quoted.iter().position(|byte| *byte == b'"')?;
+        return std::str::from_utf8(&quoted[..length]).ok()?.parse().ok();
+    }
     let (_, length, digits) = (rest.first()?, *rest.get(1)?, &rest[2..]);
     std::str::from_utf8(digits.get(..usize::from(length))?).ok()?.parse().ok()
 }
@@ -393,6 +402,16 @@ mod tests {
         assert!(node.state.same(&self::node(&keys, None, updates()).state));
         assert_eq!(marks, [5]);
         assert!(node.mistakes.is_empty(), "{:?}", node.mistakes);
+    }
+
+    #[test]
+    fn marks_are_found_in_either_form_of_an_endpoint() {
+        let update = endpoint(1_234_567);
+        let Ok(value) = &update.value else { panic!("an endpoint") };
+        let json = syncer_common::model::calico_json(value).expect("endpoints have a form in JSON");
+        assert_eq!(mark(json.to_string().as_bytes()), Some(1_234_567));
+        assert_eq!(Encoded::of(update).and_then(|entry| mark(&entry.value?.0)), Some(1_234_567));
+        assert_eq!(mark(format!("{{\"{MARK}\":\"x\"}}").as_bytes()), None);
     }
 
     #[test]

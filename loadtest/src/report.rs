@@ -16,6 +16,9 @@ pub struct Report {
     pub seed: u64,
     pub started_unix_seconds: u64,
     pub machine: Machine,
+    /// `bulrush`, or `calico-typha`.
+    #[serde(default)]
+    pub protocol: String,
     pub nodes: usize,
     pub typhas: usize,
     /// Of the synthetic cluster; absent when the run only followed what was there.
@@ -62,6 +65,9 @@ pub struct PhaseResult {
     #[serde(default)]
     pub sent_on: u64,
     pub latency: Percentiles,
+    /// By all nodes together, as they came over the wire: where the servers do not say what they sent.
+    #[serde(default)]
+    pub received_bytes: Option<u64>,
     /// What the typhas counted meanwhile, where they could be asked.
     pub servers: Option<Served>,
 }
@@ -120,6 +126,14 @@ impl Machine {
     }
 }
 
+impl PhaseResult {
+    /// By the servers, to all nodes.
+    pub fn sent_bytes(&self) -> Option<f64> {
+        let received = self.received_bytes.map(|bytes| bytes as f64);
+        self.servers.map(|served| served.sent_bytes).or(received)
+    }
+}
+
 impl Report {
     pub fn read(path: &Path) -> Result<Report> {
         let path = if path.is_dir() { path.join("report.json") } else { path.to_owned() };
@@ -158,7 +172,7 @@ impl Report {
         for phase in &self.phases {
             let of = |value: f64| if phase.latency.count == 0 { "-".into() } else { format!("{value:.1}") };
             let settled = phase.settled_ms.map_or("NEVER".into(), |ms| format!("{ms:.0} ms"));
-            let sent = phase.servers.map_or("-".into(), |served| format!("{:.2}", served.sent_bytes / 1e6));
+            let sent = phase.sent_bytes().map_or("-".into(), |bytes| format!("{:.2}", bytes / 1e6));
             line(format!(
                 "{:<34} {:>8.1} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
                 phase.phase,

@@ -8,13 +8,15 @@ use anyhow::{Context as _, Result, ensure};
 use daemon::CancellationToken;
 use nix::sys::signal::Signal;
 use syncer_common::backend::config::{StoreConfig, open};
+use typha_client::Names;
 
 use crate::baseline;
 use crate::cluster::{Change, Cluster};
-use crate::fleet::{Fleet, Sample, Seen};
+use crate::fleet::{Fleet, Sample, Seen, Speech};
+use crate::incumbent;
 use crate::latency::Latencies;
 use crate::limits;
-use crate::local::Local;
+use crate::local::{Local, Probe};
 use crate::node::{Fault, Keys};
 use crate::phase::Phase;
 use crate::relay::Relay;
@@ -48,7 +50,7 @@ pub enum Servers {
     /// Started for the run: an etcd and so many typhas.
     Local(usize),
     /// Running ones; without a datastore nothing is written.
-    Given { typhas: Vec<String>, store: Option<StoreConfig> },
+    Given { typhas: Vec<String>, calico: bool, pids: Vec<u32>, store: Option<StoreConfig> },
 }
 
 struct Run {
@@ -59,6 +61,8 @@ struct Run {
     relays: Vec<Relay>,
     latencies: Arc<Latencies>,
     probes: Probes,
+    /// Servers on this machine that the run did not start.
+    watched: Vec<Probe>,
     start: Instant,
     patience: Duration,
     stop: CancellationToken,
@@ -67,6 +71,8 @@ struct Run {
 pub async fn run(plan: Plan) -> Result<Report> {
     let cuts = plan.phases.iter().any(Phase::cuts);
     limits::descriptors(OTHER_DESCRIPTORS + plan.nodes as u64 * if cuts { 3 } else { 1 })?;
+    let calico = matches!(plan.servers, Servers::Given { calico: true, .. });
+    let mut watched = Vec::new();
     let (mut local, store, servers) = match plan.servers {
         Servers::Local(typhas) => {
             limits::memory(plan.nodes, plan.shape.objects())?;
@@ -75,7 +81,10 @@ pub async fn run(plan: Plan) -> Result<Report> {
             let (servers, store) = (local.addresses(), Some(local.store.clone()));
             (Some(local), store, servers)
         }
-        Servers::Given { typhas, store } => (None, store, typhas),
+        Servers::Given { typhas, store, pids, .. } => {
+            watched.extend(pids.into_iter().map(Probe::of_process));
+            (None, store, typhas)
+        }
     };
     let stop = CancellationToken::new();
     let mut relays = Vec::new();
@@ -93,7 +102,8 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let keys = if store.is_some() { Keys::accounted() } else { Keys::default() };
     let source = match store {
         Some(store) => {
-            let source = Source::new(open(&store).await.context("opening the datastore")?, keys.clone());
+            let source =
+                Source::new(open(&store).await.context("opening the datastore")?, calico, keys.clone());
             let objects = cluster.objects();
             eprintln!("writing {} objects", objects.len());
             source.fill(objects).await?;
@@ -105,14 +115,20 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let latencies = Arc::new(Latencies::new(start));
     let names = cluster.nodes().take(plan.nodes).collect();
     let sample = Sample { fault: plan.fault, ..Sample::draw(plan.nodes, plan.sample, plan.seed) };
+    let speech = match calico {
+        true => Speech::Calico { known: incumbent::Known::default(), received: Arc::default() },
+        false => Speech::Bulrush(Names::default()),
+    };
+    let seen = Seen { latencies: latencies.clone(), spread: None };
     let mut run = Run {
-        fleet: Fleet::new(reached, names, keys, Seen { latencies: latencies.clone(), spread: None }, sample),
+        fleet: Fleet::new(reached, speech, names, keys, seen, sample),
         cluster,
         source,
         local,
         relays,
         latencies: latencies.clone(),
         probes: Probes::default(),
+        watched,
         start,
         patience: plan.patience,
         stop: stop.clone(),
@@ -147,6 +163,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
             .elapsed()
             .map_or(0, |since| since.as_secs() - start.elapsed().as_secs()),
         machine: Machine::here(),
+        protocol: if calico { "calico-typha" } else { "bulrush" }.into(),
         nodes: plan.nodes,
         typhas: servers.len(),
         shape: run.source.is_some().then_some(plan.shape),
@@ -163,6 +180,8 @@ impl Run {
     fn show_probes(&self) {
         if let Some(local) = &self.local {
             self.probes.set(local.typhas.iter().map(|typha| typha.probe()).collect());
+        } else {
+            self.probes.set(self.watched.clone());
         }
     }
 
@@ -188,6 +207,7 @@ impl Run {
 
     async fn phase(&mut self, phase: Option<&Phase>, result: &mut PhaseResult) -> Result<Vec<String>> {
         let (before, served) = (self.fleet.totals(), self.probes.served().await);
+        let received_bytes = self.fleet.received_bytes();
         self.latencies.begin();
         let start = Instant::now();
         match phase {
@@ -221,6 +241,8 @@ impl Run {
         result.disconnects = after.disconnects - before.disconnects;
         result.sent_on = after.sent_on - before.sent_on;
         result.latency = self.latencies.since_begin();
+        result.received_bytes =
+            self.fleet.received_bytes().zip(received_bytes).map(|(after, before)| after - before);
         if let (Some(before), Some(after)) = (served, self.probes.served().await) {
             result.servers = Some(sampler::between(&before, &after));
         }
@@ -389,6 +411,14 @@ impl Plan {
             self.nodes,
             self.shape.nodes
         );
+        if let Servers::Given { pids, .. } = &self.servers {
+            for pid in pids {
+                ensure!(
+                    Probe::of_process(*pid).usage().is_some(),
+                    "--pid {pid}: there is no such process on this machine"
+                );
+            }
+        }
         for phase in &self.phases {
             match &self.servers {
                 Servers::Local(_) => {}

@@ -11,6 +11,7 @@ use syncer_common::model::{Kind, Update};
 use syncer_common::processors::Processors;
 
 use crate::cluster::{Change, Object};
+use crate::incumbent::values;
 use crate::node::{Keys, State};
 
 /// Writes under way at once.
@@ -19,6 +20,8 @@ const PREFIX: &str = "/calico/";
 
 pub struct Source {
     store: Arc<dyn Datastore>,
+    /// What is compared is in the form of Calico's Typha.
+    calico: bool,
     /// Told of each deletion before it is made.
     keys: Keys,
     /// Objects of ours and their revisions.
@@ -26,8 +29,8 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn new(store: Arc<dyn Datastore>, keys: Keys) -> Self {
-        Source { store, keys, held: Mutex::default() }
+    pub fn new(store: Arc<dyn Datastore>, calico: bool, keys: Keys) -> Self {
+        Source { store, calico, keys, held: Mutex::default() }
     }
 
     /// Puts a cluster into an empty datastore.
@@ -83,11 +86,16 @@ impl Source {
     /// What felix has to hold of it.
     pub async fn truth(&self) -> Result<State> {
         let objects = self.store.get_prefix(PREFIX).await.context("reading the datastore")?;
-        let mut processors = Processors::new();
+        // Calico's own conversion leaves out our checks and canonical forms.
+        let mut processors = if self.calico { Processors::verbatim() } else { Processors::new() };
         let mut state = State::default();
         let mut apply = |updates: Vec<Update>| {
             for update in updates {
-                if Kind::of(&update.key).is_some_and(|kind| Kind::FELIX.contains(&kind)) {
+                if self.calico {
+                    let Ok(path) = update.key.path() else { continue };
+                    let value = update.live().and_then(|value| values::hash(&update.key, &path, value));
+                    state.put(&self.keys, &path.into(), value.unwrap_or(0));
+                } else if Kind::of(&update.key).is_some_and(|kind| Kind::FELIX.contains(&kind)) {
                     state.apply(&self.keys, update);
                 }
             }

@@ -21,4 +21,4 @@ pub use proto::model as values;
 pub use proto::model::value::Kind as Value;
 pub use resource_kind::ResourceKind;
 pub use update::{DeletionReason, Stamp, Update};
-pub use value_json::{canonical_value, upgraded_entry};
+pub use value_json::{calico_json, canonical_value, carried, upgraded_entry};

@@ -4,6 +4,7 @@
 //! have the same canonical text, so that tools can compare what is stored with what would be written. A
 //! value that does not read as its key's type has none: nothing is guessed.
 
+mod calico;
 mod forms;
 mod resource;
 mod scalars;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Key;
+pub use calico::{calico_json, carried};
 
 /// Reads `raw` as the value of `key` and writes it again; `None` when it does not parse.
 pub fn canonical_value(key: &Key, raw: &[u8]) -> Option<String> {
