@@ -57,7 +57,7 @@ pub fn bench(fanout: &Path, demo: Option<&Path>, file: &Path, reports: &Path, lo
     let steady = runner.run(
         "steady",
         &["--local", "1", "--preset", "1000", "--pods", "10000", "--baseline", "--patience", "300"],
-        &["churn:seconds=30,rate=50", "cut", &stalled, "churn:seconds=30,rate=50"],
+        &["churn:seconds=30,rate=50", "reconnect", &stalled, "churn:seconds=30,rate=50"],
     )?;
     rows.extend(of_steady(&steady));
     let rolling = runner.run(
@@ -226,7 +226,8 @@ fn of_steady(report: &Report) -> Vec<Row> {
             ));
         }
     }
-    if let Some((cut, served)) = named(report, "cut").first().and_then(|cut| Some((*cut, cut.servers?))) {
+    if let Some((cut, served)) = named(report, "reconnect").first().and_then(|cut| Some((*cut, cut.servers?)))
+    {
         rows.push(row(
             "reconnect without change, 1,000 at once",
             "≤ 1 KB by DELTA",

@@ -9,6 +9,7 @@ use daemon::CancellationToken;
 use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use typha_client::{ClientConfig, ClientEvent, Names};
@@ -35,6 +36,8 @@ pub struct Fleet {
     joining: Arc<Semaphore>,
     members: Members,
     tasks: JoinSet<()>,
+    /// Where the nodes run: not where the run itself does.
+    runtime: Handle,
     stop: CancellationToken,
 }
 
@@ -85,11 +88,19 @@ struct Member {
     /// It reads every value, as felix does.
     sampled: bool,
     node: Mutex<Node>,
-    /// Whether it has stopped reading.
-    stalled: watch::Sender<bool>,
+    /// How it reads.
+    pace: watch::Sender<Pace>,
     /// Whether its latencies count: not while it catches up with what it missed by its own fault.
     counts: AtomicBool,
     session: Mutex<CancellationToken>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    Full,
+    /// With so long a pause after each event.
+    Slow(Duration),
+    Stalled,
 }
 
 /// Sums over all nodes.
@@ -97,6 +108,7 @@ struct Member {
 pub struct Totals {
     pub in_sync: usize,
     pub connected: usize,
+    pub caught_up: usize,
     pub messages: u64,
     pub updates: u64,
     pub deletions: u64,
@@ -116,6 +128,7 @@ impl Members {
             let node = lock(&member.node);
             totals.in_sync += usize::from(node.in_sync);
             totals.connected += usize::from(node.connected);
+            totals.caught_up += usize::from(node.caught_up);
             totals.messages += node.messages;
             totals.updates += node.updates;
             totals.deletions += node.deletions;
@@ -145,6 +158,7 @@ impl Fleet {
         keys: Keys,
         seen: Seen,
         sample: Sample,
+        runtime: Handle,
     ) -> Self {
         let stop = CancellationToken::new();
         let member = |(index, name)| {
@@ -154,7 +168,7 @@ impl Fleet {
                 index,
                 sampled: sample.members[index],
                 node: Mutex::new(node),
-                stalled: watch::Sender::new(false),
+                pace: watch::Sender::new(Pace::Full),
                 counts: AtomicBool::new(true),
                 session: Mutex::new(stop.child_token()),
             })
@@ -168,6 +182,7 @@ impl Fleet {
             joining: Arc::new(Semaphore::new(JOINING)),
             members,
             tasks: JoinSet::new(),
+            runtime,
             stop,
         }
     }
@@ -186,13 +201,14 @@ impl Fleet {
     fn spawn(&mut self, member: Arc<Member>) {
         let (servers, speech, seen) = (self.servers.clone(), self.speech.clone(), self.seen.clone());
         let (session, joining) = (lock(&member.session).clone(), self.joining.clone());
-        self.tasks.spawn(async move {
+        let follow = async move {
             let turn = tokio::select! {
                 turn = joining.acquire_owned() => turn.ok(),
                 () = session.cancelled() => return,
             };
             follow(member, session, servers, speech, seen, turn).await;
-        });
+        };
+        self.tasks.spawn_on(follow, &self.runtime);
     }
 
     /// Every node dies, forgets everything and joins again, at once.
@@ -239,14 +255,14 @@ impl Fleet {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// `count` nodes stop reading, or read again: those of the sample first, for they notice most.
-    pub fn stall(&self, count: usize, stalled: bool) {
+    /// `count` nodes read so from now on: those of the sample first, for they notice most.
+    pub fn pace(&self, count: usize, pace: Pace) {
         let (sampled, others): (Vec<_>, Vec<_>) = self.members.0.iter().partition(|member| member.sampled);
         for member in sampled.into_iter().chain(others).take(count) {
-            if stalled {
+            if pace != Pace::Full {
                 member.counts.store(false, Ordering::Relaxed);
             }
-            member.stalled.send_replace(stalled);
+            member.pace.send_replace(pace);
         }
     }
 
@@ -290,15 +306,16 @@ impl Fleet {
         }
     }
 
-    pub async fn all_connected(&self, patience: Duration) -> Result<(), String> {
+    /// Waits until every node has a stream that has come to a consistent state.
+    pub async fn all_caught_up(&self, patience: Duration) -> Result<(), String> {
         let deadline = Instant::now() + patience;
         loop {
-            let connected = self.totals().connected;
-            if connected == self.len() {
+            let caught_up = self.totals().caught_up;
+            if caught_up == self.len() {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(format!("{connected} of {} nodes have a stream", self.len()));
+                return Err(format!("{caught_up} of {} nodes have a stream again", self.len()));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -390,12 +407,16 @@ async fn follow(
             incumbent::run(config, events, session).right_future()
         }
     };
-    let mut stalled = member.stalled.subscribe();
+    let mut pace = member.pace.subscribe();
     let consume = async {
         loop {
             // The sender lives as long as the member.
-            let open = stalled.wait_for(|stalled| !stalled).await.is_ok();
+            let open = pace.wait_for(|pace| *pace != Pace::Stalled).await.is_ok();
             let Some(event) = received.recv().await.filter(|_| open) else { return };
+            let now = *pace.borrow();
+            if let Pace::Slow(pause) = now {
+                tokio::time::sleep(pause).await;
+            }
             if event == ClientEvent::InSync {
                 turn = None;
             }

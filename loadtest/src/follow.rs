@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use typha_client::Names;
 
@@ -109,6 +110,7 @@ pub async fn follow(
         Keys::default(),
         seen,
         Sample::none(nodes),
+        Handle::current(),
     );
     fleet.join();
     let interrupted = interrupted();

@@ -114,6 +114,8 @@ impl Local {
             ("TYPHA_SHUTDOWNTIMEOUTSECS", "5"),
             ("TYPHA_REPLICAS", &self.replicas),
             ("TYPHA_K8SSERVICEPOLLINTERVALSECS", "1"),
+            // All nodes have one address here.
+            ("TYPHA_MAXCONNECTIONSPERADDRESS", "none"),
             // What a phase does to streams is to be what it says.
             ("TYPHA_CONNECTIONREBALANCING", "false"),
         ]);

@@ -62,10 +62,13 @@ Phases, each with what it is without more words:
   namespaces:count=1         a namespace goes, with everything in it
   nodes:count=10             nodes leave with their pods, and come back empty
   storm                      all nodes die and join anew at once
-  cut                        the network cuts all streams at once
+  reconnect                  all streams end, nothing has changed when the nodes are back: bytes and time of that
+  cut:seconds=0              the network cuts all streams at once, and lets nobody through for so long
   failover:seconds=5         the network cuts off each replica in turn; its nodes resume on the others
   stall:percent=10,seconds=20,rate=50
                              a part of the nodes stops reading, under churn
+  slow:percent=10,seconds=20,rate=50,pause=500
+                             a part of the nodes reads one event every so many milliseconds, under churn
   rolling:rate=50            the typhas are restarted one by one, under churn (--local)
   freeze:seconds=10          the datastore stops answering (--local)
   compact:seconds=5,rate=50  it forgets its history while the typhas stand still (--local)
@@ -132,7 +135,7 @@ struct RunArgs {
     /// Pods, in place of the preset's.
     #[arg(long)]
     pods: Option<usize>,
-    /// What is to happen, in order; may be given several times [default: churn, rollout, cut].
+    /// What is to happen, in order; may be given several times [default: churn, rollout, reconnect].
     #[arg(long = "phase", value_name = "PHASE")]
     phases: Vec<Phase>,
     /// Two runs with one seed write the same things in the same order.
@@ -280,8 +283,8 @@ fn run(args: RunArgs) -> Result<bool> {
     }
     let phases = match args.phases {
         phases if !phases.is_empty() => phases,
-        _ if follows => vec![Phase::Idle { seconds: 10 }, Phase::Cut],
-        _ => vec![Phase::Churn { seconds: 20, rate: 50.0 }, Phase::Rollout { count: 10 }, Phase::Cut],
+        _ if follows => vec![Phase::Idle { seconds: 10 }, Phase::Reconnect],
+        _ => vec![Phase::Churn { seconds: 20, rate: 50.0 }, Phase::Rollout { count: 10 }, Phase::Reconnect],
     };
     let plan = Plan {
         servers,
@@ -297,16 +300,18 @@ fn run(args: RunArgs) -> Result<bool> {
         command: std::env::args().collect::<Vec<_>>().join(" "),
     };
     plan.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(async {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let (own, nodes) = (runtime()?, runtime()?);
+    let report = own.block_on(async {
         // Servers of the run's own end when it is dropped, which a signal by itself would not do.
         tokio::select! {
-            report = run::run(plan) => report,
+            report = run::run(plan, nodes.handle().clone()) => report,
             () = follow::interrupted() => Err(anyhow::anyhow!(
                 "interrupted: what was written to a datastore of yours is still there (keys under /calico/)"
             )),
         }
     })?;
+    nodes.shutdown_background();
     print!("{}", report.table());
     let folder = &args.report;
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;

@@ -184,6 +184,8 @@ pub struct Node {
     marks: HashMap<usize, u64>,
     pub in_sync: bool,
     pub connected: bool,
+    /// The stream of now has come to a consistent state.
+    pub caught_up: bool,
     /// Why the last stream ended.
     pub lost: Option<String>,
     /// When the last change was received.
@@ -261,10 +263,12 @@ impl Node {
                     u64::from(reason.contains("asks its clients to leave") && reason.contains(", for "));
                 self.lost = Some(reason);
                 self.connected = false;
+                self.caught_up = false;
                 self.disconnects += 1;
             }
             ClientEvent::Connected { .. } => self.connected = true,
-            ClientEvent::Cut(_) | ClientEvent::Secrets(_) => {}
+            ClientEvent::Cut(_) => self.caught_up = true,
+            ClientEvent::Secrets(_) => {}
         }
     }
 

@@ -17,8 +17,10 @@ pub enum Phase {
     Namespaces { count: usize },
     /// All nodes die and join again at once.
     Storm,
-    /// The network cuts all streams at once; the nodes come back with what they hold.
-    Cut,
+    /// The network cuts all streams at once, for a while; the nodes come back with what they hold.
+    Cut { seconds: u64 },
+    /// All streams end, and nothing has changed when the nodes are back: what that costs, in bytes and time.
+    Reconnect,
     /// The network cuts each replica off for a while, one after the other: its nodes go on with what they hold elsewhere.
     Failover { seconds: u64 },
     /// `count` nodes leave, with their pods, and come back empty.
@@ -30,14 +32,15 @@ pub enum Phase {
     Day { seconds: u64 },
     /// `percent` of the nodes stop reading for a while, under churn.
     Stall { percent: f64, seconds: u64, rate: f64 },
+    /// `percent` of the nodes read one event every `pause` milliseconds for a while, under churn.
+    Slow { percent: f64, seconds: u64, rate: f64, pause: u64 },
     /// The typhas are restarted one by one, under churn (`--local` only).
     Rolling { rate: f64 },
     /// The datastore stops answering for a while (`--local` only): nothing may be withdrawn.
     Freeze { seconds: u64 },
 }
 
-pub const NAMES: &str =
-    "idle, day, churn, rollout, namespaces, nodes, storm, cut, failover, stall, rolling, freeze, compact";
+pub const NAMES: &str = "idle, day, churn, rollout, namespaces, nodes, storm, reconnect, cut, failover, stall, slow, rolling, freeze, compact";
 
 impl Phase {
     pub fn name(&self) -> &'static str {
@@ -47,12 +50,14 @@ impl Phase {
             Phase::Rollout { .. } => "rollout",
             Phase::Namespaces { .. } => "namespaces",
             Phase::Storm => "storm",
-            Phase::Cut => "cut",
+            Phase::Cut { .. } => "cut",
+            Phase::Reconnect => "reconnect",
             Phase::Failover { .. } => "failover",
             Phase::Nodes { .. } => "nodes",
             Phase::Compact { .. } => "compact",
             Phase::Day { .. } => "day",
             Phase::Stall { .. } => "stall",
+            Phase::Slow { .. } => "slow",
             Phase::Rolling { .. } => "rolling",
             Phase::Freeze { .. } => "freeze",
         }
@@ -62,7 +67,12 @@ impl Phase {
     pub fn writes(&self) -> bool {
         !matches!(
             self,
-            Phase::Idle { .. } | Phase::Storm | Phase::Cut | Phase::Failover { .. } | Phase::Freeze { .. }
+            Phase::Idle { .. }
+                | Phase::Storm
+                | Phase::Reconnect
+                | Phase::Cut { .. }
+                | Phase::Failover { .. }
+                | Phase::Freeze { .. }
         )
     }
 
@@ -76,7 +86,7 @@ impl Phase {
 
     /// Whether streams have to go through relays.
     pub fn cuts(&self) -> bool {
-        matches!(self, Phase::Cut | Phase::Failover { .. })
+        matches!(self, Phase::Reconnect | Phase::Cut { .. } | Phase::Failover { .. })
     }
 }
 
@@ -85,6 +95,7 @@ impl fmt::Display for Phase {
         let name = self.name();
         match self {
             Phase::Idle { seconds }
+            | Phase::Cut { seconds }
             | Phase::Freeze { seconds }
             | Phase::Failover { seconds }
             | Phase::Day { seconds } => write!(f, "{name}:seconds={seconds}"),
@@ -94,9 +105,12 @@ impl fmt::Display for Phase {
             Phase::Rollout { count } | Phase::Namespaces { count } | Phase::Nodes { count } => {
                 write!(f, "{name}:count={count}")
             }
-            Phase::Storm | Phase::Cut => f.write_str(name),
+            Phase::Storm | Phase::Reconnect => f.write_str(name),
             Phase::Stall { percent, seconds, rate } => {
                 write!(f, "{name}:percent={percent},seconds={seconds},rate={rate}")
+            }
+            Phase::Slow { percent, seconds, rate, pause } => {
+                write!(f, "{name}:percent={percent},seconds={seconds},rate={rate},pause={pause}")
             }
             Phase::Rolling { rate } => write!(f, "{name}:rate={rate}"),
         }
@@ -156,7 +170,8 @@ impl FromStr for Phase {
                 "rollout" => Phase::Rollout { count: values.take("count", 10)? },
                 "namespaces" => Phase::Namespaces { count: values.take("count", 1)? },
                 "storm" => Phase::Storm,
-                "cut" => Phase::Cut,
+                "reconnect" => Phase::Reconnect,
+                "cut" => Phase::Cut { seconds: values.take("seconds", 0)? },
                 "failover" => Phase::Failover { seconds: values.take("seconds", 5)? },
                 "nodes" => Phase::Nodes { count: values.take("count", 10)? },
                 "compact" => Phase::Compact { seconds: values.take("seconds", 5)?, rate: values.rate()? },
@@ -165,6 +180,12 @@ impl FromStr for Phase {
                     percent: values.within("percent", 10.0, 0.0..=100.0)?,
                     seconds: values.take("seconds", 20)?,
                     rate: values.rate()?,
+                },
+                "slow" => Phase::Slow {
+                    percent: values.within("percent", 10.0, 0.0..=100.0)?,
+                    seconds: values.take("seconds", 20)?,
+                    rate: values.rate()?,
+                    pause: values.take("pause", 500)?,
                 },
                 "rolling" => Phase::Rolling { rate: values.rate()? },
                 "freeze" => Phase::Freeze { seconds: values.take("seconds", 10)? },

@@ -185,12 +185,20 @@ impl Report {
                 settled,
                 sent
             ));
-            if let Some(Served { by_delta, by_digest, by_snapshot, .. }) = phase.servers
-                && phase.disconnects > 0
-            {
+            if phase.disconnects > 0 {
+                let resumed = phase.servers.map(|Served { by_delta, by_digest, by_snapshot, .. }| {
+                    format!("; then {by_delta} by delta, {by_digest} by digest, {by_snapshot} by snapshot")
+                });
+                // What was sent is for the streams alone when nothing changed.
+                let each = phase.sent_bytes().filter(|_| phase.writes == 0);
+                let each = each.map(|bytes| format!("; {:.0} B for each", bytes / phase.disconnects as f64));
                 line(format!(
-                    "  {} streams ended ({} sent on); then {by_delta} by delta, {by_digest} by digest, {by_snapshot} by snapshot; {} deletions",
-                    phase.disconnects, phase.sent_on, phase.deletions
+                    "  {} streams ended ({} sent on){}; {} deletions{}",
+                    phase.disconnects,
+                    phase.sent_on,
+                    resumed.unwrap_or_default(),
+                    phase.deletions,
+                    each.unwrap_or_default()
                 ));
             }
         }

@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use daemon::CancellationToken;
 use nix::sys::signal::Signal;
 use syncer_common::backend::config::{StoreConfig, open};
+use tokio::runtime::Handle;
 use typha_client::Names;
 
 use crate::baseline;
 use crate::cluster::{Change, Cluster};
-use crate::fleet::{Fleet, Sample, Seen, Speech};
+use crate::fleet::{Fleet, Pace, Sample, Seen, Speech};
 use crate::incumbent;
 use crate::latency::Latencies;
 use crate::limits;
@@ -68,14 +69,19 @@ struct Run {
     stop: CancellationToken,
 }
 
-pub async fn run(plan: Plan) -> Result<Report> {
+/// `nodes`: the runtime of the nodes. What drives and measures the run, the datastore's client above all, would wait behind
+/// thousands of them in one.
+pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
     let cuts = plan.phases.iter().any(Phase::cuts);
     limits::descriptors(OTHER_DESCRIPTORS + plan.nodes as u64 * if cuts { 3 } else { 1 })?;
+    if !matches!(plan.servers, Servers::Given { store: None, .. }) {
+        limits::memory(plan.nodes, plan.shape.objects())?;
+    }
+    limits::ports(plan.nodes)?;
     let calico = matches!(plan.servers, Servers::Given { calico: true, .. });
     let mut watched = Vec::new();
     let (mut local, store, servers) = match plan.servers {
         Servers::Local(typhas) => {
-            limits::memory(plan.nodes, plan.shape.objects())?;
             eprintln!("starting etcd and {typhas} typhas; their logs are in {}", plan.logs.display());
             let local = Local::start(typhas, &plan.logs).await?;
             let (servers, store) = (local.addresses(), Some(local.store.clone()));
@@ -90,7 +96,9 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let mut relays = Vec::new();
     if cuts {
         for server in &servers {
-            relays.push(Relay::start(server.clone(), stop.clone()).await.context("starting a relay")?);
+            // With the nodes' streams, their relays.
+            let relay = nodes.spawn(Relay::start(server.clone(), stop.clone()));
+            relays.push(relay.await?.context("starting a relay")?);
         }
     }
     let reached: Vec<String> =
@@ -121,7 +129,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
     };
     let seen = Seen { latencies: latencies.clone(), spread: None };
     let mut run = Run {
-        fleet: Fleet::new(reached, speech, names, keys, seen, sample),
+        fleet: Fleet::new(reached, speech, names, keys, seen, sample, nodes.clone()),
         cluster,
         source,
         local,
@@ -247,7 +255,14 @@ impl Run {
             result.servers = Some(sampler::between(&before, &after));
         }
         let nothing_happened = phase.is_some_and(|phase| {
-            matches!(phase, Phase::Freeze { .. } | Phase::Cut | Phase::Failover { .. } | Phase::Idle { .. })
+            matches!(
+                phase,
+                Phase::Freeze { .. }
+                    | Phase::Reconnect
+                    | Phase::Cut { .. }
+                    | Phase::Failover { .. }
+                    | Phase::Idle { .. }
+            )
         });
         if nothing_happened && result.deletions > 0 && self.source.is_some() {
             failures.push(format!("{} deletions, though nothing was deleted", result.deletions));
@@ -270,21 +285,15 @@ impl Run {
                 return self.write(changes).await;
             }
             Phase::Storm => self.fleet.restart().await,
-            Phase::Cut => {
-                let all = self.fleet.totals().disconnects + self.fleet.len() as u64;
-                self.relays.iter().for_each(|relay| relay.cut(&self.stop));
-                let deadline = Instant::now() + self.patience;
-                while self.fleet.totals().disconnects < all && Instant::now() < deadline {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            }
+            Phase::Reconnect => self.cut(Duration::ZERO).await?,
+            Phase::Cut { seconds } => self.cut(Duration::from_secs(seconds)).await?,
             Phase::Failover { seconds } => {
                 for relay in &self.relays {
                     relay.close(true);
                     relay.cut(&self.stop);
                     tokio::time::sleep(Duration::from_secs(seconds)).await;
                     relay.close(false);
-                    self.fleet.all_connected(self.patience).await.map_err(anyhow::Error::msg)?;
+                    self.fleet.all_caught_up(self.patience).await.map_err(anyhow::Error::msg)?;
                 }
             }
             Phase::Nodes { count } => return self.nodes(count).await,
@@ -303,11 +312,11 @@ impl Run {
                 return Ok(written);
             }
             Phase::Stall { percent, seconds, rate } => {
-                let count = (self.fleet.len() as f64 * percent / 100.0).ceil() as usize;
-                self.fleet.stall(count, true);
-                let written = self.churn(Duration::from_secs(seconds), rate).await;
-                self.fleet.stall(count, false);
-                return written;
+                return self.hindered(percent, Pace::Stalled, seconds, rate).await;
+            }
+            Phase::Slow { percent, seconds, rate, pause } => {
+                let pace = Pace::Slow(Duration::from_millis(pause));
+                return self.hindered(percent, pace, seconds, rate).await;
             }
             Phase::Rolling { rate } => return self.rolling(rate).await,
             Phase::Freeze { seconds } => {
@@ -323,6 +332,31 @@ impl Run {
     async fn churn(&mut self, length: Duration, rate: f64) -> Result<u64> {
         let source = self.source.clone().context("churn needs a datastore to write to")?;
         churn(&source, &mut self.cluster, &self.latencies, rate, tokio::time::sleep(length)).await
+    }
+
+    /// Ends all streams; for so long none gets through. Returns when every node has one again.
+    async fn cut(&self, length: Duration) -> Result<()> {
+        let all = self.fleet.totals().disconnects + self.fleet.len() as u64;
+        self.relays.iter().for_each(|relay| {
+            relay.close(!length.is_zero());
+            relay.cut(&self.stop);
+        });
+        tokio::time::sleep(length).await;
+        self.relays.iter().for_each(|relay| relay.close(false));
+        let deadline = Instant::now() + self.patience;
+        while self.fleet.totals().disconnects < all && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.fleet.all_caught_up(self.patience).await.map_err(anyhow::Error::msg)
+    }
+
+    /// Churn, while a part of the nodes reads slowly or not at all.
+    async fn hindered(&mut self, percent: f64, pace: Pace, seconds: u64, rate: f64) -> Result<u64> {
+        let count = (self.fleet.len() as f64 * percent / 100.0).ceil() as usize;
+        self.fleet.pace(count, pace);
+        let written = self.churn(Duration::from_secs(seconds), rate).await;
+        self.fleet.pace(count, Pace::Full);
+        written
     }
 
     async fn nodes(&mut self, count: usize) -> Result<u64> {

@@ -43,8 +43,10 @@ fn every_phase_ends_with_every_node_right() {
     let phases = [
         "churn:seconds=2",
         "rollout:count=3",
-        "cut",
+        "cut:seconds=1",
+        "reconnect",
         "stall:percent=20,seconds=2",
+        "slow:percent=20,seconds=2,pause=100",
         "namespaces",
         "rolling:rate=20",
         "storm",
@@ -72,6 +74,16 @@ fn every_phase_ends_with_every_node_right() {
     // Whoever was cut off came back with what it held.
     assert_eq!(number(&phase("cut")["disconnects"]), 30.0);
     assert_eq!(number(&phase("cut")["servers"]["by_snapshot"]), 0.0, "{}", phase("cut"));
+    // Nothing had changed: each was told so, in a few bytes.
+    let reconnect = phase("reconnect");
+    assert_eq!(number(&reconnect["servers"]["by_delta"]) + number(&reconnect["servers"]["by_digest"]), 30.0);
+    assert_eq!(
+        (number(&reconnect["disconnects"]), number(&reconnect["updates"])),
+        (30.0, 0.0),
+        "{reconnect}"
+    );
+    let bytes = number(&reconnect["servers"]["sent_bytes"]);
+    assert!(bytes > 0.0 && bytes < 30.0 * 2_000.0, "{reconnect}");
     assert_eq!(number(&phase("storm")["servers"]["by_snapshot"]), 30.0, "{}", phase("storm"));
     assert_eq!(number(&phase("freeze")["deletions"]), 0.0);
     // Both replicas in turn: whoever was there went to the other one with what it held.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use typha_client::{ClientEvent, RawUpdate};
+use typha_client::{ClientEvent, CutId, RawUpdate};
 
 use super::encode::Encoder;
 use super::gob::{Decoder, Value};
@@ -205,6 +205,10 @@ async fn stream(
             }
             if in_sync && !std::mem::replace(announced, true) {
                 said.push(ClientEvent::InSync);
+            }
+            if in_sync {
+                // Nobody acknowledges anything in this protocol.
+                said.push(ClientEvent::Cut(CutId { epoch: server.to_owned(), seq: 0 }));
             }
             for event in said {
                 if events.send(event).await.is_err() {
