@@ -49,7 +49,8 @@ struct Item {
     /// By label; the texts are shared with `item_labels`.
     labels: Box<[Pair]>,
     parents: Box<[Slot]>,
-    matches: BTreeSet<Slot>,
+    /// In order: most match a few.
+    matches: Vec<Slot>,
 }
 
 /// Kept while it has labels or an item names it.
@@ -95,8 +96,8 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         let known = self.items.find(&id);
         if known.is_some_and(|slot| {
             let item = self.items.get(slot);
-            let same = |((label, value), (new, new_value)): (&Pair, (&String, &String))| {
-                **label == **new && **value == **new_value
+            let same = |(pair, (new, new_value)): (&Pair, (&String, &String))| {
+                *pair.0 == **new && *pair.1 == **new_value
             };
             item.labels.len() == labels.len()
                 && item.labels.iter().zip(&labels).all(same)
@@ -121,7 +122,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         let item = self.items.get_mut(slot);
         let old_labels = std::mem::replace(&mut item.labels, labels);
         let old_parents = std::mem::replace(&mut item.parents, parent_slots);
-        for (label, value) in &old_labels {
+        for (label, value) in old_labels.iter().map(|pair| &**pair) {
             if own(&self.items.get(slot).labels, label) != Some(&**value) {
                 self.item_labels.remove(label, value, slot);
             }
@@ -141,7 +142,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     pub fn delete_item(&mut self, id: &I) -> Vec<MatchEvent<I, S>> {
         let Some(slot) = self.items.find(id) else { return Vec::new() };
         let (id, item) = self.items.remove(slot);
-        for (label, value) in item.labels.iter() {
+        for (label, value) in item.labels.iter().map(|pair| &**pair) {
             self.item_labels.remove(label, value, slot);
         }
         for parent in BTreeSet::from_iter(item.parents) {
@@ -236,7 +237,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
             .matches
             .into_iter()
             .map(|item| {
-                self.items.get_mut(item).matches.remove(&slot);
+                remove(&mut self.items.get_mut(item).matches, slot);
                 MatchEvent::Stopped { item: self.items.key(item).clone(), selector: id.clone() }
             })
             .collect()
@@ -272,8 +273,9 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
             .filter(|selector| self.selectors.get(*selector).selector.matches(&view))
             .collect();
         let before = &self.items.get(slot).matches;
-        let stopped: Vec<Slot> = before.difference(&matches).copied().collect();
-        let started: Vec<Slot> = matches.difference(before).copied().collect();
+        let stopped: Vec<Slot> = before.iter().filter(|slot| !matches.contains(slot)).copied().collect();
+        let started: Vec<Slot> =
+            matches.into_iter().filter(|slot| before.binary_search(slot).is_err()).collect();
         self.evaluations += evaluated;
         for selector in stopped {
             let event = self.stop(slot, selector);
@@ -286,7 +288,10 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     }
 
     fn start(&mut self, item: Slot, selector: Slot) -> MatchEvent<I, S> {
-        self.items.get_mut(item).matches.insert(selector);
+        let matches = &mut self.items.get_mut(item).matches;
+        if let Err(at) = matches.binary_search(&selector) {
+            matches.insert(at, selector);
+        }
         self.selectors.get_mut(selector).matches.insert(item);
         MatchEvent::Started {
             item: self.items.key(item).clone(),
@@ -295,7 +300,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     }
 
     fn stop(&mut self, item: Slot, selector: Slot) -> MatchEvent<I, S> {
-        self.items.get_mut(item).matches.remove(&selector);
+        remove(&mut self.items.get_mut(item).matches, selector);
         self.selectors.get_mut(selector).matches.remove(&item);
         MatchEvent::Stopped {
             item: self.items.key(item).clone(),
@@ -384,7 +389,7 @@ impl Inherited<'_> {
     /// Every label and value that may be visible. Shadowed ones are included: they cost an evaluation,
     /// finding them out would cost more.
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let own = self.own.iter().map(|(label, value)| (&**label, &**value));
+        let own = self.own.iter().map(|pair| (&*pair.0, &*pair.1));
         let inherited = self.parents.iter().copied().flatten();
         own.chain(inherited.map(|(label, value)| (label.as_str(), value.as_str())))
     }
@@ -392,7 +397,13 @@ impl Inherited<'_> {
 
 /// The value of one of an item's own labels, which are in order.
 fn own<'a>(labels: &'a [Pair], name: &str) -> Option<&'a str> {
-    labels.binary_search_by(|(label, _)| (**label).cmp(name)).ok().map(|at| &*labels[at].1)
+    labels.binary_search_by(|pair| (*pair.0).cmp(name)).ok().map(|at| &*labels[at].1)
+}
+
+fn remove(slots: &mut Vec<Slot>, slot: Slot) {
+    if let Ok(at) = slots.binary_search(&slot) {
+        slots.remove(at);
+    }
 }
 
 impl Labels for Inherited<'_> {

@@ -8,28 +8,39 @@ use super::slots::Slot;
 /// For each label and value, the slots filed under it.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
-    labels: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<Slot>>>,
+    labels: HashMap<Arc<str>, HashMap<Arc<str>, Posting>>,
 }
 
-/// A label and its value.
-pub(super) type Pair = (Arc<str>, Arc<str>);
+#[derive(Debug)]
+struct Posting {
+    pair: Pair,
+    slots: BTreeSet<Slot>,
+}
+
+/// A label and its value. One pointer, because every endpoint of the cluster has several.
+pub(super) type Pair = Arc<(Arc<str>, Arc<str>)>;
 
 impl Postings {
     /// Returns the texts to share.
     pub(super) fn insert(&mut self, label: &str, value: &str, slot: Slot) -> Pair {
         let label = self.labels.get_key_value(label).map_or_else(|| label.into(), |(held, _)| held.clone());
         let values = self.labels.entry(label.clone()).or_default();
-        let value = values.get_key_value(value).map_or_else(|| value.into(), |(held, _)| held.clone());
-        values.entry(value.clone()).or_default().insert(slot);
-        (label, value)
+        if let Some(posting) = values.get_mut(value) {
+            posting.slots.insert(slot);
+            return posting.pair.clone();
+        }
+        let value: Arc<str> = value.into();
+        let pair = Arc::new((label, value.clone()));
+        values.insert(value, Posting { pair: pair.clone(), slots: BTreeSet::from([slot]) });
+        pair
     }
 
     /// Leaves nothing behind: labels come and go without end.
     pub(super) fn remove(&mut self, label: &str, value: &str, slot: Slot) {
         let Some(values) = self.labels.get_mut(label) else { return };
-        if let Some(slots) = values.get_mut(value) {
-            slots.remove(&slot);
-            if slots.is_empty() {
+        if let Some(posting) = values.get_mut(value) {
+            posting.slots.remove(&slot);
+            if posting.slots.is_empty() {
                 values.remove(value);
             }
         }
@@ -43,7 +54,12 @@ impl Postings {
     }
 
     pub(super) fn with_label(&self, label: &str) -> impl Iterator<Item = Slot> + '_ {
-        self.labels.get(label).into_iter().flat_map(HashMap::values).flatten().copied()
+        self.labels
+            .get(label)
+            .into_iter()
+            .flat_map(HashMap::values)
+            .flat_map(|posting| &posting.slots)
+            .copied()
     }
 
     pub(super) fn count_value(&self, label: &str, value: &str) -> usize {
@@ -51,7 +67,7 @@ impl Postings {
     }
 
     pub(super) fn count_label(&self, label: &str) -> usize {
-        self.labels.get(label).map_or(0, |values| values.values().map(BTreeSet::len).sum())
+        self.labels.get(label).map_or(0, |values| values.values().map(|posting| posting.slots.len()).sum())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -59,6 +75,6 @@ impl Postings {
     }
 
     fn slots(&self, label: &str, value: &str) -> Option<&BTreeSet<Slot>> {
-        self.labels.get(label)?.get(value)
+        self.labels.get(label)?.get(value).map(|posting| &posting.slots)
     }
 }

@@ -140,7 +140,8 @@ impl Disk {
         if self.given_up {
             return;
         }
-        self.due.extend(self.pending.drain());
+        // Not drained: the room of a whole snapshot would stay.
+        self.due.extend(std::mem::take(&mut self.pending));
         self.proven = Some((token, kinds.to_vec()));
     }
 
