@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
 use crate::secrets::Secrets;
-use crate::snapcache::{Applied, Shared, event_hash};
+use crate::snapcache::{Applied, Changes, Shared, event_hash};
 use crate::traces::{Revision, Traces};
 
 /// What operators are told of the datastore's state.
@@ -145,6 +145,7 @@ impl Pipeline {
                 "datastore has another history than before; set AcceptHistory to this history to believe its deletions"
             );
         }
+        let mut changes = Changes::default();
         let mut updates = Vec::new();
         let mut before = std::mem::take(&mut self.sources[source].objects);
         let mut objects = BTreeMap::new();
@@ -153,6 +154,8 @@ impl Pipeline {
             let unchanged = before.remove(&item.key) == Some(item.mod_revision) && !other;
             if !unchanged {
                 self.put(&item.key, &item.value, &mut updates);
+                self.secrets.observe(&updates);
+                changes.extend(updates.drain(..));
             }
             objects.insert(item.key, item.mod_revision);
         }
@@ -165,9 +168,10 @@ impl Pipeline {
             self.delete(&gone, &mut updates);
         }
         self.secrets.observe(&updates);
+        changes.extend(updates);
         let count = objects.len();
         self.sources[source].objects = objects;
-        let applied = self.cache.update(|cache| cache.apply_listing(source, listing.revision, updates, now));
+        let applied = self.cache.update(|cache| cache.apply_listing(source, listing.revision, changes, now));
         tracing::debug!(
             revision = listing.revision,
             objects = count,

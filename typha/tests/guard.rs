@@ -102,7 +102,7 @@ fn serve(joins: mpsc::Sender<(SocketAddr, Join)>, received: &Received) -> [f64; 
     };
 
     let filled = allocation_counter::measure(|| {
-        let updates = (0..ENTRIES).map(|n| endpoint(n, 0)).collect();
+        let updates: Vec<_> = (0..ENTRIES).map(|n| endpoint(n, 0)).collect();
         cache.update(|cache| {
             cache.listing(0, "guard", 1);
             cache.apply_listing(0, 1, updates, Instant::now());

@@ -28,7 +28,7 @@ use tonic::Status;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use typha::metrics::Metrics;
 use typha::pipeline::Intake;
-use typha::snapcache::{Cache, Shared};
+use typha::snapcache::{Cache, Changes, Shared};
 use typha::syncserver::{Options, Server};
 
 /// Between two batches: longer than the server waits for company.
@@ -88,10 +88,11 @@ async fn serve() -> anyhow::Result<()> {
             // So many endpoints, from a listing.
             [count] => {
                 revision += 1;
-                let updates = (0..count).map(|n| endpoint(n, 0)).collect();
+                let mut changes = Changes::default();
+                changes.extend((0..count).map(|n| endpoint(n, 0)));
                 cache.update(|cache| {
                     cache.listing(0, "bench", revision);
-                    cache.apply_listing(0, revision, updates, Instant::now());
+                    cache.apply_listing(0, revision, changes, Instant::now());
                     cache.proof(0, revision, Instant::now());
                 });
             }
@@ -99,7 +100,8 @@ async fn serve() -> anyhow::Result<()> {
             [batches, changes] => {
                 for batch in 0..batches {
                     revision += 1;
-                    let updates = (0..changes).map(|n| endpoint(batch * changes + n, revision)).collect();
+                    let updates: Vec<_> =
+                        (0..changes).map(|n| endpoint(batch * changes + n, revision)).collect();
                     cache.update(|cache| cache.apply_revision(0, revision, updates, 1, Instant::now()));
                     tokio::time::sleep(INTERVAL).await;
                 }

@@ -16,13 +16,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use prost::Message;
-use proto::model;
 use proto::sync;
 use syncer_common::digest;
-use syncer_common::model::{DeletionReason, Key, Kind, Update, Value};
+use syncer_common::model::{DeletionReason, Kind, Update};
 
 use super::Progress;
+use super::changes::Changes;
 use super::digest::Tree;
 use super::encode::{self, Encoded, KindSet};
 use super::frame::Framed;
@@ -148,7 +147,7 @@ impl Cache {
 
     /// What every reader of the datastore knows without reading it. It is of the first source, and of no revision.
     pub fn apply_initial(&mut self, updates: Vec<Update>) {
-        self.apply(0, 0, updates, Instant::now());
+        self.apply(0, 0, updates.into(), Instant::now());
     }
 
     /// A listing at `revision` begins to be applied. Returns whether it belongs to another history than the
@@ -169,15 +168,15 @@ impl Cache {
         other
     }
 
-    /// Applies a listing's updates, all at once, stamped with its revision.
+    /// Applies a listing's changes, all at once, stamped with its revision.
     pub fn apply_listing(
         &mut self,
         source: usize,
         revision: u64,
-        updates: Vec<Update>,
+        changes: impl Into<Changes>,
         now: Instant,
     ) -> Applied {
-        let applied = self.apply(source, revision, updates, now);
+        let applied = self.apply(source, revision, changes.into(), now);
         self.tracks[source].listed(revision, self.head, applied.changed > 0, now);
         self.moved(source);
         applied
@@ -188,11 +187,11 @@ impl Cache {
         &mut self,
         source: usize,
         revision: u64,
-        updates: Vec<Update>,
+        changes: impl Into<Changes>,
         witness: u32,
         now: Instant,
     ) -> Applied {
-        let applied = self.apply(source, revision, updates, now);
+        let applied = self.apply(source, revision, changes.into(), now);
         self.tracks[source].advanced(revision, self.head, applied.changed > 0, Some(witness), now);
         self.moved(source);
         applied
@@ -216,25 +215,13 @@ impl Cache {
         self.version += 1;
     }
 
-    fn apply(&mut self, source: usize, revision: u64, updates: Vec<Update>, now: Instant) -> Applied {
-        let mut applied = Applied::default();
-        // A revision is atomic: of several updates to one key within it, the last one counts.
-        let mut last: BTreeMap<Key, Result<Value, DeletionReason>> = BTreeMap::new();
-        for Update { key, value } in updates {
-            if last.insert(key, value).is_some() {
-                applied.skipped += 1;
-            }
-        }
-        for (key, value) in last {
+    fn apply(&mut self, source: usize, revision: u64, changes: Changes, now: Instant) -> Applied {
+        let mut applied = Applied { skipped: changes.skipped, ..Applied::default() };
+        for (path, (kind, value)) in changes.last {
             if self.tracks[source].forked && value == Err(DeletionReason::Deleted) {
                 applied.skipped += 1;
                 continue;
             }
-            let (Some(kind), Ok(path)) = (Kind::of(&key), key.path()) else {
-                applied.skipped += 1;
-                continue;
-            };
-            let value = value.map(|value| model::Value { kind: Some(value) }.encode_to_vec());
             if value.as_ref().is_ok_and(|value| value.len() + path.len() + 128 > ENTRY_BYTES) {
                 applied.oversize.push(path);
                 continue;

@@ -6,6 +6,7 @@
 //! costs nothing while it does not move, and what it is given when it moves is the latest value of each key.
 
 mod cache;
+mod changes;
 mod digest;
 mod encode;
 mod flights;
@@ -28,6 +29,7 @@ use flights::Flights;
 use segments::Segments;
 
 pub use cache::{Applied, Cache, Page};
+pub use changes::Changes;
 pub use digest::Difference;
 pub use encode::{KindSet, message, pages};
 pub use flights::{Freeze, Subscription};

@@ -330,7 +330,7 @@ fn large_state_is_paged_and_every_page_but_the_last_says_more() {
     let mut cache = cache("e", "");
     cache.listing(0, "h", 10);
     let name = |n: u32| Key::GlobalConfig { name: format!("K{n:05}") };
-    let updates = (0..2_500).map(|n| Update::set(name(n), Value::Config(n.to_string()))).collect();
+    let updates: Vec<_> = (0..2_500).map(|n| Update::set(name(n), Value::Config(n.to_string()))).collect();
     cache.apply_listing(0, 10, updates, now);
     let (mut cursor, mut sizes) = (0, Vec::new());
     loop {
@@ -626,7 +626,7 @@ impl World {
         let keys = (0..KEYS).filter(|key| usize::from(key % 2) == source);
         let updates = keys.map(|key| state.get(&key).map_or_else(|| unset(key), |value| set(key, *value)));
         cache.listing(source, "h", revision);
-        cache.apply_listing(source, revision, updates.collect(), now);
+        cache.apply_listing(source, revision, updates.collect::<Vec<_>>(), now);
     }
 
     /// Takes in the next events, so many; what lies between them is skipped as a watch skips it.
@@ -635,7 +635,8 @@ impl World {
         let later = self.logs[source].iter().enumerate().skip(from as usize - 1);
         for (index, changes) in later.filter(|(_, changes)| !changes.is_empty()).take(events) {
             let revision = index as u64 + 2;
-            let updates = changes.iter().map(|(k, v)| v.map_or_else(|| unset(*k), |v| set(*k, v))).collect();
+            let updates: Vec<_> =
+                changes.iter().map(|(k, v)| v.map_or_else(|| unset(*k), |v| set(*k, v))).collect();
             cache.apply_revision(source, revision, updates, revision as u32 * 7, now);
         }
     }
