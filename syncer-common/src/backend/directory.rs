@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,10 @@ use journal::{Journal, STATE_DIR};
 
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(10);
+
+/// How many rests the first state waits at most for files that are being written: one that is written all the time
+/// does not hold up the others.
+const FIRST_RESTS: u32 = 10;
 
 /// How the folder is followed.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +72,8 @@ struct Shared {
     options: DirectoryOptions,
     replica: Mutex<Option<Replica>>,
     looks: AtomicU64,
+    /// Every file that was there at the start has been read, or does not come to rest.
+    begun: AtomicBool,
 }
 
 struct Replica {
@@ -126,7 +132,13 @@ impl DirectoryStore {
         // The same folder when the working directory changes.
         let root = tokio::fs::canonicalize(&path).await.map_err(invalid)?;
         Ok(Self {
-            shared: Arc::new(Shared { root, options, replica: Mutex::new(None), looks: AtomicU64::new(0) }),
+            shared: Arc::new(Shared {
+                root,
+                options,
+                replica: Mutex::new(None),
+                looks: AtomicU64::new(0),
+                begun: AtomicBool::new(false),
+            }),
         })
     }
 
@@ -138,6 +150,20 @@ impl DirectoryStore {
     /// How often the folder was read.
     pub fn looks(&self) -> u64 {
         self.shared.looks.load(Ordering::Relaxed)
+    }
+
+    /// Waits, once, for files that were being written when this process came: without them the first state would be
+    /// a part of the folder, and in a new folder nothing, and would be taken for all there is.
+    async fn begin(&self) -> Result<()> {
+        let begun = &self.shared.begun;
+        for _ in 0..FIRST_RESTS {
+            if begun.load(Ordering::Relaxed) || self.blocking(|replica, _| Ok(!replica.unsettled)).await? {
+                break;
+            }
+            tokio::time::sleep(self.shared.options.rest).await;
+        }
+        begun.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn blocking<T: Send + 'static>(
@@ -162,11 +188,13 @@ impl Source for DirectoryStore {
     }
 
     async fn head(&self) -> Result<Head> {
+        self.begin().await?;
         let started = Instant::now();
         self.blocking(move |replica, _| Ok(Head { revision: replica.journal.revision, started })).await
     }
 
     async fn list(&self, at: Option<Revision>) -> Result<Listing> {
+        self.begin().await?;
         self.blocking(move |replica, _| replica.journal.list(at)).await
     }
 

@@ -177,6 +177,19 @@ async fn write_that_died_before_the_journal_is_taken_in_as_an_edit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn first_state_waits_for_manifests_that_were_just_written() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), manifest("a", "10.0.0.0/24")).unwrap();
+    let listing = replica(dir.path()).await.list(None).await.unwrap();
+    assert_eq!(listing.items.iter().map(|item| item.key.clone()).collect::<Vec<_>>(), [key("a")]);
+    // Nor is the position of a part of them told to anybody.
+    std::fs::write(dir.path().join("b.yaml"), manifest("b", "10.1.0.0/24")).unwrap();
+    let another = replica(dir.path()).await;
+    let head = another.head().await.unwrap();
+    assert_eq!(another.list(Some(head.revision)).await.unwrap().items.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn edit_by_hand_is_not_overwritten_by_a_write() {
     let dir = tempfile::tempdir().unwrap();
     let options = DirectoryOptions { rest: Duration::from_secs(60), ..OPTIONS };
