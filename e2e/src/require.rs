@@ -95,6 +95,10 @@ pub fn in_vm(test: &str) -> Result<()> {
         println!("{}", said[said.len() - 1]);
     }
     let status = running.wait()?;
+    if status.code() == Some(4) {
+        println!("SKIPPED: no virtual machine can be started here (scripts/vm says why)");
+        return Ok(());
+    }
     ensure!(status.success(), "{status}\n{}", said[said.len().saturating_sub(40)..].join("\n"));
     Ok(())
 }
