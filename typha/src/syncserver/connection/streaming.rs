@@ -115,7 +115,10 @@ impl Connection {
 
     /// A stream that always has something to send has to hear its client as well.
     fn hear(&mut self) -> Result<(), Status> {
-        while let Some(event) = self.events.next().now_or_never() {
+        // A server that closes says so for ever.
+        while matches!(self.phase, Phase::Streaming(_))
+            && let Some(event) = self.events.next().now_or_never()
+        {
             self.on_event(event)?;
         }
         Ok(())
