@@ -1,7 +1,8 @@
 //! Felix's settings on its own node: flags, environment (`FELIX_*`) and file.
 //!
 //! Settings in the table below are felix's own; some of them may change while it runs (`HOT`), the others are read once.
-//! Every other parameter of Calico's Felix may be given here, too (`FELIX_CHAININSERTMODE=append`): it then overrides what the datastore says.
+//! Every other parameter of Calico's Felix may be given here, too (`FELIX_CHAININSERTMODE=append`): it then overrides
+//! what the datastore says.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
