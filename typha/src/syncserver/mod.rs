@@ -207,6 +207,16 @@ impl Context {
         };
         message(server_message::Message::Heartbeat(heartbeat))
     }
+
+    /// Makes the heartbeat that all streams share.
+    fn beat(&self) {
+        self.heartbeat.send_replace(self.heartbeat());
+        self.metrics.snapshots_active.set(self.admission.active() as f64);
+        self.metrics.snapshots_waiting.set(self.admission.waiting() as f64);
+        let size = self.cache.packed().unwrap_or_default();
+        self.metrics.snapshot_raw_bytes.set(size.plain as f64);
+        self.metrics.snapshot_compressed_bytes.set(size.packed as f64);
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -307,11 +317,13 @@ impl Server {
             .add_service(reflection().build_v1().context("building the reflection service")?)
             .add_service(reflection().build_v1alpha().context("building the reflection service")?)
             .serve_with_incoming_shutdown(incoming, async move { stop_accepting.cancelled().await });
+        // Before the first client, or it would get one in the middle of its hello.
+        context.beat();
         tracing::info!(address = %self.address, replica = context.options.replica, "serving agents");
         tokio::select! {
             served = serving => served.context("serving agents"),
             () = accepting => Ok(()),
-            () = beat(&context) => Ok(()),
+            () = keep_beating(&context) => Ok(()),
             () = peers::follow(&context) => Ok(()),
             () = context.admission.take_back() => Ok(()),
             () = context.heads.follow(context.cache.progress()) => Ok(()),
@@ -322,18 +334,14 @@ impl Server {
     }
 }
 
-/// Makes the heartbeat that all streams share. Does not return.
-async fn beat(context: &Context) {
-    let mut ticks = tokio::time::interval(context.options.heartbeat);
+/// Does not return.
+async fn keep_beating(context: &Context) {
+    let period = context.options.heartbeat;
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        context.heartbeat.send_replace(context.heartbeat());
-        context.metrics.snapshots_active.set(context.admission.active() as f64);
-        context.metrics.snapshots_waiting.set(context.admission.waiting() as f64);
-        let size = context.cache.packed().unwrap_or_default();
-        context.metrics.snapshot_raw_bytes.set(size.plain as f64);
-        context.metrics.snapshot_compressed_bytes.set(size.packed as f64);
+        context.beat();
         context.cache.cool();
     }
 }
