@@ -111,7 +111,8 @@ impl Local {
             ("TYPHA_PROMETHEUSMETRICSENABLED", "true"),
             ("TYPHA_PROMETHEUSMETRICSHOST", "127.0.0.1"),
             ("TYPHA_PROMETHEUSMETRICSPORT", &side.to_string()),
-            ("TYPHA_SHUTDOWNTIMEOUTSECS", "5"),
+            // Every node is to be sent on, even by a machine on which a thousand of them are late.
+            ("TYPHA_SHUTDOWNTIMEOUTSECS", "40"),
             ("TYPHA_REPLICAS", &self.replicas),
             ("TYPHA_K8SSERVICEPOLLINTERVALSECS", "1"),
             // All nodes have one address here.

@@ -110,8 +110,8 @@ pub const SPECS: &[Spec] = &[
     spec("ServerMinBatchingAgeThresholdSecs", "0.01", "Changes this close together are sent together"),
     spec(
         "ShutdownTimeoutSecs",
-        "5",
-        "On SIGTERM, how long agents have to leave before their streams are ended",
+        "20",
+        "On SIGTERM, how long agents have at most to leave before their streams are ended",
     ),
     spec(
         "StatusWritesPerSecond",

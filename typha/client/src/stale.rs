@@ -2,7 +2,8 @@
 //!
 //! A server that lost its datastore goes on serving what it has, and says how old it can be. An agent leaves it for
 //! one that has proven to be fresher and to have seen all that the agent has; while there is none it stays, and
-//! nothing is withdrawn either way.
+//! nothing is withdrawn either way. An agent that is late itself sees old data, too: so its own server is asked beside
+//! the others.
 
 use std::time::Duration;
 
@@ -79,27 +80,38 @@ impl Stale {
     }
 }
 
-/// Of these servers the first that is fresher than `age` and has seen all that the token's holder has.
+/// Of these servers the first that is fresher than ours and has seen all that the token's holder has. `age`: of what
+/// the stream brings.
 pub(crate) async fn fresher(
-    servers: Vec<String>,
+    ours: String,
+    others: Vec<String>,
     tls: Option<ClientTls>,
     token: Option<Token>,
     age: Duration,
 ) -> Option<(String, Duration)> {
     let mut asked = JoinSet::new();
-    for (order, server) in servers.into_iter().take(ASKED).enumerate() {
+    for (order, server) in others.into_iter().take(ASKED).enumerate() {
         let tls = tls.clone();
         asked.spawn(async move {
-            let reply = timeout(ANSWER, ask(&server, tls.as_ref())).await.ok()??;
+            let reply = ask(&server, tls.as_ref()).await?;
             Some((order, server, reply))
         });
     }
-    let mut answers: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
+    let (ours, answers) = tokio::join!(ask(&ours, tls.as_ref()), asked.join_all());
+    let mut answers: Vec<_> = answers.into_iter().flatten().collect();
     answers.sort_by_key(|(order, ..)| *order);
+    let age = own_age(ours.as_ref(), age);
     answers.into_iter().find_map(|(_, server, reply)| {
         let theirs = Duration::from_millis(reply.age_millis?);
         is_better(&reply, theirs, token.as_ref(), age).then_some((server, theirs))
     })
+}
+
+/// A server that answers with younger data than its stream brings is not the one that is late: this agent is, or a
+/// path that is full. It would only be later elsewhere, after a move of thousands that are as busy.
+fn own_age(answer: Option<&FreshnessReply>, age: Duration) -> Duration {
+    let answered = answer.filter(|reply| reply.in_sync).and_then(|reply| reply.age_millis);
+    answered.map_or(age, |answered| age.min(Duration::from_millis(answered)))
 }
 
 fn is_better(reply: &FreshnessReply, theirs: Duration, token: Option<&Token>, age: Duration) -> bool {
@@ -114,9 +126,12 @@ fn is_better(reply: &FreshnessReply, theirs: Duration, token: Option<&Token>, ag
 }
 
 async fn ask(server: &str, tls: Option<&ClientTls>) -> Option<FreshnessReply> {
-    let settings = |endpoint: Endpoint| endpoint.connect_timeout(ANSWER);
-    let channel = transport::channel(server, tls, settings).await.ok()?;
-    Some(SyncClient::new(channel).freshness(FreshnessRequest {}).await.ok()?.into_inner())
+    let asking = async {
+        let settings = |endpoint: Endpoint| endpoint.connect_timeout(ANSWER);
+        let channel = transport::channel(server, tls, settings).await.ok()?;
+        Some(SyncClient::new(channel).freshness(FreshnessRequest {}).await.ok()?.into_inner())
+    };
+    timeout(ANSWER, asking).await.ok()?
 }
 
 #[cfg(test)]
@@ -158,6 +173,22 @@ mod tests {
         assert!(!stale.on_heartbeat(Some(500), 92_000, start + SECOND * 2));
         assert!(stale.on_heartbeat(Some(500), 94_000, start + SECOND * 12));
         assert_eq!(stale.age().as_millis(), 8_500);
+    }
+
+    #[test]
+    fn a_late_agent_does_not_blame_its_server() {
+        let answer = |age_millis, in_sync| FreshnessReply { age_millis, in_sync, ..Default::default() };
+        let ages = [
+            (Some(answer(Some(400), true)), 400),
+            (Some(answer(Some(20_000), true)), 9_000),
+            (Some(answer(Some(400), false)), 9_000),
+            (Some(answer(None, true)), 9_000),
+            // It does not answer in time.
+            (None, 9_000),
+        ];
+        for (answer, expected) in ages {
+            assert_eq!(own_age(answer.as_ref(), SECOND * 9).as_millis(), expected, "{answer:?}");
+        }
     }
 
     #[test]

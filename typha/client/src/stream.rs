@@ -357,8 +357,8 @@ impl Stream<'_> {
             let (age, uptime) = (heartbeat.age_millis, heartbeat.uptime_millis);
             if self.stale.on_heartbeat(age, uptime, Instant::now()) && !self.elsewhere.is_empty() {
                 let (tls, token) = (self.agent.config.tls.clone(), self.agent.held.token());
-                let others = self.elsewhere.clone();
-                self.question.spawn(stale::fresher(others, tls, token, self.stale.age()));
+                let (ours, others) = (self.server.clone(), self.elsewhere.clone());
+                self.question.spawn(stale::fresher(ours, others, tls, token, self.stale.age()));
             }
             let waited = self.not_in_sync_since.is_some_and(|since| since.elapsed() > RESYNC_PATIENCE);
             if waited && !self.elsewhere.is_empty() {
