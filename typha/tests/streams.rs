@@ -247,6 +247,20 @@ async fn drain_ends_streams_that_stay() {
 }
 
 #[tokio::test]
+async fn drain_ends_streams_that_are_behind() {
+    let drain = Duration::from_millis(100);
+    let state = (0..500).map(|n| set(n, &noise(u64::from(n), 20_000))).collect();
+    let replica = Replica::listed(Options { drain, ..options() }, 10, state);
+    let mut raw = Raw::greet(&replica, None).await;
+    assert!(matches!(raw.next().await, Ok(Some(Down::Hello(_)))));
+    replica.drain();
+    // Megabytes wait for a reader who comes when all is over.
+    tokio::time::sleep(drain * 3).await;
+    while let Ok(Some(_)) = raw.next().await {}
+    eventually("the server to end", || replica.ended()).await;
+}
+
+#[tokio::test]
 async fn stream_of_a_day_comes_again_and_is_told_nothing_twice() {
     // Its day is a second.
     let replica = Replica::listed(Options { renewal: Duration::from_secs(1), ..options() }, 10, some(100));
