@@ -142,6 +142,10 @@ proptest! {
                 }
             }
             prop_assert_eq!(&matching, &definition.matches(), "after {}", told);
+            let of_items = (0..6).flat_map(|id| index.selectors_matching(&id).map(move |selector| (id, *selector)));
+            prop_assert_eq!(&of_items.collect::<BTreeSet<_>>(), &matching, "by item after {}", told);
+            let of_selectors = (0..6).flat_map(|id| index.items_matching(&id).map(move |item| (*item, id)));
+            prop_assert_eq!(&of_selectors.collect::<BTreeSet<_>>(), &matching, "by selector after {}", told);
         }
         for id in 0..6 {
             index.delete_item(&id);

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
+use slab::Slab;
 use syncer_common::labelindex::{LabelIndex, MatchEvent};
 use syncer_common::model::Key;
 use syncer_common::selector::Selector;
@@ -19,6 +20,7 @@ use crate::output::Output;
 /// Stands for a key, at a fraction of its size: there is one for every endpoint of the cluster.
 type Identity = [u8; 16];
 
+/// A place in `contributions`.
 type ItemId = u32;
 type GroupId = u32;
 
@@ -26,8 +28,7 @@ type GroupId = u32;
 pub(crate) struct Members {
     index: LabelIndex<ItemId, GroupId>,
     item_ids: HashMap<Identity, ItemId>,
-    items: HashMap<ItemId, Item>,
-    next_item: ItemId,
+    contributions: Slab<Contribution>,
     groups: BTreeMap<GroupId, Group>,
     next_group: GroupId,
     by_selector: HashMap<Selector, GroupId>,
@@ -37,11 +38,6 @@ pub(crate) struct Members {
     by_set: HashMap<String, GroupId>,
     /// Groups with anything to tell at the next flush.
     dirty: BTreeSet<GroupId>,
-}
-
-struct Item {
-    contribution: Contribution,
-    groups: Vec<GroupId>,
 }
 
 struct Group {
@@ -82,7 +78,7 @@ impl Members {
             if let Some(id) = self.item_ids.remove(&key) {
                 let events = self.index.delete_item(&id);
                 self.apply(events);
-                self.items.remove(&id);
+                self.contributions.remove(id as usize);
             }
             return;
         };
@@ -92,10 +88,9 @@ impl Members {
                 id
             }
             None => {
-                let id = self.next_item;
-                self.next_item += 1;
+                let place = self.contributions.insert(contribution);
+                let id = ItemId::try_from(place).expect("fewer than 2^32 items are there");
                 self.item_ids.insert(key, id);
-                self.items.insert(id, Item { contribution, groups: Vec::new() });
                 id
             }
         };
@@ -159,8 +154,8 @@ impl Members {
             counts: HashMap::new(),
             changed: HashSet::new(),
         };
-        for item in self.items.values().filter(|item| item.groups.contains(&id)) {
-            set.add(&item.contribution);
+        for item in self.index.items_matching(&id) {
+            set.add(&self.contributions[*item as usize]);
         }
         if let IpSetSource::Service { service, .. } = &def.source {
             let slices = self.slices.values().filter(|(of, _)| of == service);
@@ -247,15 +242,15 @@ impl Members {
     }
 
     fn replace_contribution(&mut self, id: ItemId, contribution: Contribution) {
-        let Some(item) = self.items.get_mut(&id) else { return };
-        if item.contribution == contribution {
+        let held = &mut self.contributions[id as usize];
+        if *held == contribution {
             return;
         }
-        let old = std::mem::replace(&mut item.contribution, contribution);
-        for id in &item.groups {
+        let old = std::mem::replace(held, contribution);
+        for id in self.index.selectors_matching(&id) {
             let Some(group) = self.groups.get_mut(id) else { continue };
             for set in &mut group.sets {
-                set.add(&item.contribution);
+                set.add(held);
                 set.remove(&old);
             }
             self.dirty.insert(*id);
@@ -265,19 +260,12 @@ impl Members {
     fn apply(&mut self, events: Vec<MatchEvent<ItemId, GroupId>>) {
         for event in events {
             let (MatchEvent::Started { item, selector } | MatchEvent::Stopped { item, selector }) = &event;
-            let Some(item) = self.items.get_mut(item) else { continue };
-            let started = matches!(event, MatchEvent::Started { .. });
-            if started {
-                item.groups.push(*selector);
-            } else {
-                item.groups.retain(|group| group != selector);
-            }
             let Some(group) = self.groups.get_mut(selector) else { continue };
+            let contribution = &self.contributions[*item as usize];
             for set in &mut group.sets {
-                if started {
-                    set.add(&item.contribution);
-                } else {
-                    set.remove(&item.contribution);
+                match event {
+                    MatchEvent::Started { .. } => set.add(contribution),
+                    MatchEvent::Stopped { .. } => set.remove(contribution),
                 }
             }
             self.dirty.insert(*selector);

@@ -243,6 +243,18 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
             .collect()
     }
 
+    /// The selectors that match an item.
+    pub fn selectors_matching<'a>(&'a self, item: &I) -> impl Iterator<Item = &'a S> + use<'a, I, S> {
+        let matches = self.items.find(item).map(|slot| &self.items.get(slot).matches);
+        matches.into_iter().flatten().map(|slot| self.selectors.key(*slot))
+    }
+
+    /// The items that a selector matches.
+    pub fn items_matching<'a>(&'a self, selector: &S) -> impl Iterator<Item = &'a I> + use<'a, I, S> {
+        let matches = self.selectors.find(selector).map(|slot| &self.selectors.get(slot).matches);
+        matches.into_iter().flatten().map(|slot| self.items.key(*slot))
+    }
+
     /// How many selectors were evaluated against an item so far: the work done.
     pub fn evaluations(&self) -> u64 {
         self.evaluations
