@@ -8,6 +8,11 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use felix::config::{self, Config};
 use felix::iptables::IpVersion;
 
+/// A node's whole view of the cluster is built once and kept: glibc's heap rests with the holes of that.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let matches = command().get_matches();
     let result = match matches.subcommand() {
