@@ -21,11 +21,13 @@ demo: build ## three nodes, two typhas, a shop, 500 simulated nodes; DATASTORE=e
 demo-down: ## clear away what `make demo KEEP=1` left
 	@$(or $(CARGO_TARGET_DIR),target)/debug/demo --down
 
-test: build ## every test, the end-to-end suites included
+# With the features that the tests need, or all of our crates would be built twice.
+test: deps ## every test, the end-to-end suites included
+	@scripts/build --features syncer-common/testing
 	@scripts/test
 
-test-vm: build ## what needs modules of Debian's own kernel (IP-in-IP), in a virtual machine; part of the tests
-	@BULRUSH_REQUIRE=1 cargo test --workspace --test 'vm_*' -- --nocapture
+test-vm: deps ## what needs modules of Debian's own kernel (IP-in-IP), in a virtual machine; part of the tests
+	@BULRUSH_REQUIRE=1 cargo test --workspace --features syncer-common/testing --test 'vm_*' -- --nocapture
 
 fuzz: build ## every fuzz target for 60 s (SECONDS=n, SEED=n); a short run is part of the tests
 	@$(or $(CARGO_TARGET_DIR),target)/debug/fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
