@@ -65,6 +65,8 @@ Phases, each with what it is without more words:
   reconnect                  all streams end, nothing has changed when the nodes are back: bytes and time of that
   cut:seconds=0              the network cuts all streams at once, and lets nobody through for so long
   failover:seconds=5         the network cuts off each replica in turn; its nodes resume on the others
+  partition:seconds=40       the network drops what passes to and from each replica in turn, and tells nobody; simulated
+                             nodes give a silent server up after 20 to 30 s
   stall:percent=10,seconds=20,rate=50
                              a part of the nodes stops reading, under churn
   slow:percent=10,seconds=20,rate=50,pause=500

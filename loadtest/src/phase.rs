@@ -23,6 +23,8 @@ pub enum Phase {
     Reconnect,
     /// The network cuts each replica off for a while, one after the other: its nodes go on with what they hold elsewhere.
     Failover { seconds: u64 },
+    /// The network drops what passes to and from each replica for a while, one after the other, and tells nobody.
+    Partition { seconds: u64 },
     /// `count` nodes leave, with their pods, and come back empty.
     Nodes { count: usize },
     /// The typhas stand still while pods change and the datastore forgets its history (`--local` only): they have to
@@ -40,7 +42,7 @@ pub enum Phase {
     Freeze { seconds: u64 },
 }
 
-pub const NAMES: &str = "idle, day, churn, rollout, namespaces, nodes, storm, reconnect, cut, failover, stall, slow, rolling, freeze, compact";
+pub const NAMES: &str = "idle, day, churn, rollout, namespaces, nodes, storm, reconnect, cut, failover, partition, stall, slow, rolling, freeze, compact";
 
 impl Phase {
     pub fn name(&self) -> &'static str {
@@ -53,6 +55,7 @@ impl Phase {
             Phase::Cut { .. } => "cut",
             Phase::Reconnect => "reconnect",
             Phase::Failover { .. } => "failover",
+            Phase::Partition { .. } => "partition",
             Phase::Nodes { .. } => "nodes",
             Phase::Compact { .. } => "compact",
             Phase::Day { .. } => "day",
@@ -72,6 +75,7 @@ impl Phase {
                 | Phase::Reconnect
                 | Phase::Cut { .. }
                 | Phase::Failover { .. }
+                | Phase::Partition { .. }
                 | Phase::Freeze { .. }
         )
     }
@@ -86,7 +90,10 @@ impl Phase {
 
     /// Whether streams have to go through relays.
     pub fn cuts(&self) -> bool {
-        matches!(self, Phase::Reconnect | Phase::Cut { .. } | Phase::Failover { .. })
+        matches!(
+            self,
+            Phase::Reconnect | Phase::Cut { .. } | Phase::Failover { .. } | Phase::Partition { .. }
+        )
     }
 }
 
@@ -98,6 +105,7 @@ impl fmt::Display for Phase {
             | Phase::Cut { seconds }
             | Phase::Freeze { seconds }
             | Phase::Failover { seconds }
+            | Phase::Partition { seconds }
             | Phase::Day { seconds } => write!(f, "{name}:seconds={seconds}"),
             Phase::Churn { seconds, rate } | Phase::Compact { seconds, rate } => {
                 write!(f, "{name}:seconds={seconds},rate={rate}")
@@ -173,6 +181,7 @@ impl FromStr for Phase {
                 "reconnect" => Phase::Reconnect,
                 "cut" => Phase::Cut { seconds: values.take("seconds", 0)? },
                 "failover" => Phase::Failover { seconds: values.take("seconds", 5)? },
+                "partition" => Phase::Partition { seconds: values.take("seconds", 40)? },
                 "nodes" => Phase::Nodes { count: values.take("count", 10)? },
                 "compact" => Phase::Compact { seconds: values.take("seconds", 5)?, rate: values.rate()? },
                 "day" => Phase::Day { seconds: values.take("seconds", 48)? },

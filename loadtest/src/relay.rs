@@ -1,4 +1,4 @@
-//! A relay in front of a typha, whose connections can all be cut at once: what a network does to a fleet.
+//! A relay in front of a typha, whose connections can all be cut or fall silent at once: what a network does to a fleet.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use daemon::CancellationToken;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 #[derive(Clone)]
 pub struct Relay {
@@ -14,6 +15,8 @@ pub struct Relay {
     closed: Arc<AtomicBool>,
     /// Ends the connections of now.
     present: Arc<Mutex<CancellationToken>>,
+    /// Nothing gets through, and nobody is told.
+    silent: watch::Sender<bool>,
 }
 
 impl Relay {
@@ -24,8 +27,9 @@ impl Relay {
             address: listener.local_addr()?,
             closed: Arc::default(),
             present: Arc::new(Mutex::new(stop.child_token())),
+            silent: watch::Sender::new(false),
         };
-        let (present, closed) = (relay.present.clone(), relay.closed.clone());
+        let (present, closed, silent) = (relay.present.clone(), relay.closed.clone(), relay.silent.clone());
         tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -41,7 +45,7 @@ impl Relay {
                     continue;
                 }
                 let cut = lock(&present).clone();
-                tokio::spawn(pass(client, server.clone(), cut));
+                tokio::spawn(pass(client, server.clone(), cut, silent.subscribe()));
             }
         });
         Ok(relay)
@@ -56,6 +60,11 @@ impl Relay {
         self.closed.store(closed, Ordering::Relaxed);
     }
 
+    /// Whether what either side sends waits here, as packets do that are sent again until a broken path is whole.
+    pub fn silence(&self, silent: bool) {
+        self.silent.send_replace(silent);
+    }
+
     pub fn cut(&self, stop: &CancellationToken) {
         let before = std::mem::replace(&mut *lock(&self.present), stop.child_token());
         before.cancel();
@@ -66,11 +75,22 @@ fn lock(token: &Mutex<CancellationToken>) -> std::sync::MutexGuard<'_, Cancellat
     token.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn pass(mut client: TcpStream, server: String, cut: CancellationToken) {
+async fn pass(
+    mut client: TcpStream,
+    server: String,
+    cut: CancellationToken,
+    mut silent: watch::Receiver<bool>,
+) {
     let Ok(mut server) = TcpStream::connect(&server).await else { return };
-    // A connection that ends with an error has ended: its two ends find out by themselves.
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-        () = cut.cancelled() => {}
+    let copying = tokio::io::copy_bidirectional(&mut client, &mut server);
+    tokio::pin!(copying);
+    loop {
+        let passes = !*silent.borrow_and_update();
+        tokio::select! {
+            // A connection that ends with an error has ended: its two ends find out by themselves.
+            _ = &mut copying, if passes => return,
+            Ok(()) = silent.changed() => {}
+            () = cut.cancelled() => return,
+        }
     }
 }

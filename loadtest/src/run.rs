@@ -261,6 +261,7 @@ impl Run {
                     | Phase::Reconnect
                     | Phase::Cut { .. }
                     | Phase::Failover { .. }
+                    | Phase::Partition { .. }
                     | Phase::Idle { .. }
             )
         });
@@ -293,6 +294,14 @@ impl Run {
                     relay.cut(&self.stop);
                     tokio::time::sleep(Duration::from_secs(seconds)).await;
                     relay.close(false);
+                    self.fleet.all_caught_up(self.patience).await.map_err(anyhow::Error::msg)?;
+                }
+            }
+            Phase::Partition { seconds } => {
+                for relay in &self.relays {
+                    relay.silence(true);
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    relay.silence(false);
                     self.fleet.all_caught_up(self.patience).await.map_err(anyhow::Error::msg)?;
                 }
             }

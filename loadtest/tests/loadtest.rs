@@ -53,6 +53,7 @@ fn every_phase_ends_with_every_node_right() {
         "freeze:seconds=3",
         "idle:seconds=1",
         "failover:seconds=2",
+        "partition:seconds=3",
         "nodes:count=5",
         "compact:seconds=2",
         "day:seconds=5",
@@ -89,6 +90,8 @@ fn every_phase_ends_with_every_node_right() {
     // Both replicas in turn: whoever was there went to the other one with what it held.
     assert!(number(&phase("failover")["disconnects"]) >= 30.0, "{}", phase("failover"));
     assert_eq!(number(&phase("failover")["servers"]["by_snapshot"]), 0.0, "{}", phase("failover"));
+    // A path that is silent for less than the nodes' patience costs no stream.
+    assert_eq!(number(&phase("partition")["disconnects"]), 0.0, "{}", phase("partition"));
     assert_eq!(number(&phase("nodes")["servers"]["by_snapshot"]), 5.0, "{}", phase("nodes"));
     assert!(number(&phase("compact")["servers"]["listings"]) >= 2.0, "{}", phase("compact"));
     assert_eq!(number(&phase("day")["servers"]["listings"]), 0.0, "{}", phase("day"));
