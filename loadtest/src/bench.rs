@@ -22,6 +22,9 @@ struct Fanout {
     /// Bytes of a message, and server CPU as a multiple of raw TCP's.
     plain: [(u64, f64); 2],
     compressed: (u64, f64),
+    /// As multiples of raw TLS.
+    tls_plain: [(u64, f64); 2],
+    tls_compressed: (u64, f64),
     snapshot_streams: usize,
     /// Milliseconds of server CPU per stream.
     snapshot_plain_ms: f64,
@@ -32,6 +35,7 @@ struct Fanout {
     store_over_payload: f64,
     peak_mb: f64,
     idle_kb: f64,
+    idle_tls_kb: f64,
 }
 
 struct Row {
@@ -113,19 +117,22 @@ fn of_fanout(fanout: &Fanout) -> Vec<Row> {
         command: command(),
     };
     let kb = |bytes: u64| format!("{:.1} KB", bytes as f64 / 1e3);
-    let messages = |(bytes, ratio): (u64, f64), how: &str, target| {
+    let messages = |(bytes, ratio): (u64, f64), how: &str, target, beside: &str| {
         row(
             format!("server CPU per message, {} streams, {} {how}", fanout.streams, kb(bytes)),
             target,
             format!("{ratio:.2} ×"),
-            "raw TCP, as many bytes as the client reads, uncompressed",
+            &format!("{beside}, as many bytes as the client reads, uncompressed"),
         )
     };
     let raw = fanout.snapshot_raw_ms;
     vec![
-        messages(fanout.plain[0], "plain", "≤ 1.4 ×"),
-        messages(fanout.plain[1], "plain", "≤ 1.4 ×"),
-        messages(fanout.compressed, "compressed once", "≤ 1.0 ×"),
+        messages(fanout.plain[0], "plain", "≤ 1.4 ×", "raw TCP"),
+        messages(fanout.plain[1], "plain", "≤ 1.4 ×", "raw TCP"),
+        messages(fanout.compressed, "compressed once", "≤ 1.0 ×", "raw TCP"),
+        messages(fanout.tls_plain[0], "plain, mTLS", "≤ 1.4 ×", "raw TLS"),
+        messages(fanout.tls_plain[1], "plain, mTLS", "≤ 1.4 ×", "raw TLS"),
+        messages(fanout.tls_compressed, "compressed once, mTLS", "≤ 1.4 ×", "raw TLS"),
         row(
             format!(
                 "snapshot of 100,000 endpoints to {} streams, compressed, building included: CPU",
@@ -164,6 +171,7 @@ fn of_fanout(fanout: &Fanout) -> Vec<Row> {
             format!("{:.1} KB", fanout.idle_kb),
             "",
         ),
+        row("the same with mTLS".into(), "≤ 35 KB", format!("{:.1} KB", fanout.idle_tls_kb), ""),
     ]
 }
 

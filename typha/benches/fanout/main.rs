@@ -1,11 +1,12 @@
 //! What it costs to serve many: server CPU and memory per stream, beside a raw TCP server that writes as many bytes to
-//! as many sockets, in the same run.
+//! as many sockets, in the same run; with mTLS beside a server of raw TLS.
 //!
 //! `cargo bench --bench fanout -- [STREAMS] [SNAPSHOT_STREAMS]`. Servers are processes of their own (this program, run
 //! again), so that what the clients use is not counted. Ratios count; absolute times are those of the machine. The last
 //! line is the same as JSON, for `loadtest bench`.
 
 mod corpus;
+mod tls;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -20,12 +21,14 @@ use corpus::endpoint;
 use daemon::{CancellationToken, Endpoint};
 use prost::Message;
 use proto::sync::{ClientHello, ClientMessage, client_message};
+use tls::Lab;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use transport::{ClientTls, Io, ServerTls};
 use typha::metrics::Metrics;
 use typha::pipeline::Intake;
 use typha::snapcache::{Cache, Changes, Shared};
@@ -39,9 +42,11 @@ const ENDPOINTS: u64 = 100_000;
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Of a server: where its certificates are, if it has any.
+    let tls = || args.get(1).map(|folder| tls::server(folder.as_ref())).transpose();
     match args.first().map(String::as_str) {
-        Some("serve") => runtime.block_on(serve()),
-        Some("raw") => runtime.block_on(raw()),
+        Some("serve") => runtime.block_on(serve(tls()?)),
+        Some("raw") => runtime.block_on(raw(tls()?)),
         _ => {
             let number = |n: usize, default| args.get(n).and_then(|arg| arg.parse().ok()).unwrap_or(default);
             runtime.block_on(measure(number(0, 1_000), number(1, 50)))
@@ -69,7 +74,7 @@ fn orders() -> mpsc::Receiver<Vec<u64>> {
     receiver
 }
 
-async fn serve() -> anyhow::Result<()> {
+async fn serve(tls: Option<Arc<ServerTls>>) -> anyhow::Result<()> {
     // As the program has it: without a subscriber, every span of the libraries asks for one.
     daemon::logging::init("warning", daemon::logging::Format::Text)?;
     let mut cache = Cache::new("bench", "");
@@ -77,7 +82,8 @@ async fn serve() -> anyhow::Result<()> {
     let cache = Shared::new(cache);
     let any_port = Endpoint::new("127.0.0.1", 0);
     let intake = Arc::new(Intake::default());
-    let server = Server::bind(&any_port, cache.clone(), intake, Metrics::new(), Options::default()).await?;
+    let options = Options { tls, ..Options::default() };
+    let server = Server::bind(&any_port, cache.clone(), intake, Metrics::new(), options).await?;
     say(&server.address().to_string());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(CancellationToken::new()));
@@ -113,7 +119,7 @@ async fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn raw() -> anyhow::Result<()> {
+async fn raw(tls: Option<Arc<ServerTls>>) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     say(&listener.local_addr()?.to_string());
     let (sender, _) = broadcast::channel::<Bytes>(256);
@@ -122,10 +128,17 @@ async fn raw() -> anyhow::Result<()> {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (mut stream, _) = accepted?;
+                let (stream, _) = accepted?;
                 stream.set_nodelay(true)?;
-                let mut messages = sender.subscribe();
+                let (mut messages, tls) = (sender.subscribe(), tls.clone());
                 streams.spawn(async move {
+                    let mut stream = match tls {
+                        None => Io::Plain(stream),
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(admitted) => admitted.io,
+                            Err(error) => return eprintln!("{error}"),
+                        },
+                    };
                     while let Ok(message) = messages.recv().await {
                         if stream.write_all(&message).await.is_err() {
                             return;
@@ -154,9 +167,10 @@ struct Process {
 }
 
 impl Process {
-    fn start(role: &str) -> anyhow::Result<Process> {
+    fn start(role: &str, lab: Option<&Lab>) -> anyhow::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.arg(role).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        command.arg(role).args(lab.map(|lab| lab.folder.path()));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut output = BufReader::new(child.stdout.take().context("the output of a server")?);
         let mut line = String::new();
         output.read_line(&mut line)?;
@@ -243,13 +257,22 @@ struct Received {
     bytes: AtomicU64,
 }
 
-async fn follow(address: SocketAddr, zstd: bool, received: Arc<Received>) -> anyhow::Result<()> {
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(1 << 20)
-        .max_frame_size(64 << 10)
-        .connect()
-        .await?;
+async fn follow(
+    address: SocketAddr,
+    tls: Option<ClientTls>,
+    zstd: bool,
+    received: Arc<Received>,
+) -> anyhow::Result<()> {
+    let settings = |endpoint: tonic::transport::Endpoint| {
+        endpoint
+            .tcp_nodelay(true)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(1 << 20)
+            .max_frame_size(64 << 10)
+    };
+    let channel = transport::channel(&address.to_string(), tls.as_ref(), settings)
+        .await
+        .map_err(|error| anyhow::anyhow!("connecting: {error}"))?;
     let mut grpc = tonic::client::Grpc::new(channel);
     if zstd {
         grpc = grpc.accept_compressed(CompressionEncoding::Zstd);
@@ -274,8 +297,8 @@ async fn follow(address: SocketAddr, zstd: bool, received: Arc<Received>) -> any
     Ok(())
 }
 
-async fn read(address: SocketAddr, received: Arc<Received>) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
+async fn read(address: SocketAddr, tls: Option<ClientTls>, received: Arc<Received>) -> anyhow::Result<()> {
+    let mut stream = tls::connect(&address.to_string(), tls).await?;
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = stream.read(&mut buffer).await?;
@@ -289,13 +312,15 @@ fn streams(
     count: usize,
     address: SocketAddr,
     zstd: Option<bool>,
+    lab: Option<&Lab>,
 ) -> (JoinSet<anyhow::Result<()>>, Arc<Received>) {
     let received = Arc::new(Received::default());
     let mut tasks = JoinSet::new();
     for _ in 0..count {
+        let tls = lab.map(Lab::client);
         match zstd {
-            Some(zstd) => tasks.spawn(follow(address, zstd, received.clone())),
-            None => tasks.spawn(read(address, received.clone())),
+            Some(zstd) => tasks.spawn(follow(address, tls, zstd, received.clone())),
+            None => tasks.spawn(read(address, tls, received.clone())),
         };
     }
     (tasks, received)
@@ -317,9 +342,15 @@ async fn quiet(received: &Received) -> u64 {
 // === What is measured ===
 
 /// CPU of the raw server per message, in microseconds.
-async fn baseline(count: usize, messages: u64, size: u64, apart: u64) -> anyhow::Result<f64> {
-    let mut raw = Process::start("raw")?;
-    let (_tasks, received) = streams(count, raw.address, None);
+async fn baseline(
+    count: usize,
+    lab: Option<&Lab>,
+    messages: u64,
+    size: u64,
+    apart: u64,
+) -> anyhow::Result<f64> {
+    let mut raw = Process::start("raw", lab)?;
+    let (_tasks, received) = streams(count, raw.address, None, lab);
     quiet(&received).await;
     let cpu = raw.cpu()?;
     raw.order(&[messages, size, apart])?;
@@ -327,10 +358,15 @@ async fn baseline(count: usize, messages: u64, size: u64, apart: u64) -> anyhow:
     Ok((raw.cpu()? - cpu) / sent as f64)
 }
 
-async fn steady(count: usize, changes: u64, zstd: bool) -> anyhow::Result<(u64, f64, f64)> {
-    let mut typha = Process::start("serve")?;
+async fn steady(
+    count: usize,
+    lab: Option<&Lab>,
+    changes: u64,
+    zstd: bool,
+) -> anyhow::Result<(u64, f64, f64)> {
+    let mut typha = Process::start("serve", lab)?;
     typha.order(&[1_000])?;
-    let (_tasks, received) = streams(count, typha.address, Some(zstd));
+    let (_tasks, received) = streams(count, typha.address, Some(zstd), lab);
     quiet(&received).await;
     let (cpu, messages) = (typha.cpu()?, received.messages.load(Relaxed));
     let bytes = received.bytes.load(Relaxed);
@@ -342,7 +378,18 @@ async fn steady(count: usize, changes: u64, zstd: bool) -> anyhow::Result<(u64, 
     anyhow::ensure!(messages > expected / 2, "{messages} of {expected} messages arrived");
     let (own, size) = ((typha.cpu()? - cpu) / messages as f64, bytes / messages);
     drop(typha);
-    Ok((size, own, baseline(count, BATCHES, size, INTERVAL.as_millis() as u64).await?))
+    Ok((size, own, baseline(count, lab, BATCHES, size, INTERVAL.as_millis() as u64).await?))
+}
+
+/// Resident KB of the server for each stream that has nothing to do.
+async fn idle(count: usize, lab: Option<&Lab>) -> anyhow::Result<f64> {
+    let mut typha = Process::start("serve", lab)?;
+    typha.order(&[10])?;
+    let before = typha.memory("VmRSS")?;
+    let (_tasks, received) = streams(count, typha.address, Some(true), lab);
+    quiet(&received).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    Ok((typha.memory("VmRSS")? - before) * 1_024.0 / count as f64)
 }
 
 /// Bytes that the loopback interface has carried: what is on the wire between these processes, and whoever else uses it.
@@ -355,11 +402,23 @@ fn loopback() -> anyhow::Result<u64> {
 
 async fn measure(count: usize, snapshots: usize) -> anyhow::Result<()> {
     println!("{count} streams, {BATCHES} batches {} ms apart, server CPU per message:", INTERVAL.as_millis());
+    let lab = Lab::new()?;
     let mut ratios = Vec::new();
-    for (changes, zstd) in [(10, false), (100, false), (100, true)] {
-        let (size, own, raw) = steady(count, changes, zstd).await?;
+    for (lab, changes, zstd) in [
+        (None, 10, false),
+        (None, 100, false),
+        (None, 100, true),
+        (Some(&lab), 10, false),
+        (Some(&lab), 100, false),
+        (Some(&lab), 100, true),
+    ] {
+        let (size, own, raw) = steady(count, lab, changes, zstd).await?;
         let how = if zstd { "compressed" } else { "plain" };
-        println!("  {size} B {how}: {own:.1} µs, raw TCP uncompressed {raw:.1} µs: {:.2} ×", own / raw);
+        let (with, beside) = if lab.is_some() { (", mTLS", "TLS") } else { ("", "TCP") };
+        println!(
+            "  {size} B {how}{with}: {own:.1} µs, raw {beside} uncompressed {raw:.1} µs: {:.2} ×",
+            own / raw
+        );
         ratios.push((size, own / raw));
     }
 
@@ -367,11 +426,11 @@ async fn measure(count: usize, snapshots: usize) -> anyhow::Result<()> {
     let (mut plain, mut store, mut peak) = (0, 0.0, 0.0);
     let (mut cpu_ms, mut wire) = (Vec::new(), Vec::new());
     for zstd in [false, true] {
-        let mut typha = Process::start("serve")?;
+        let mut typha = Process::start("serve", None)?;
         let empty = typha.memory("VmRSS")?;
         typha.order(&[ENDPOINTS])?;
         let (filled, cpu, carried) = (typha.memory("VmRSS")?, typha.cpu()?, loopback()?);
-        let (_tasks, received) = streams(snapshots, typha.address, Some(zstd));
+        let (_tasks, received) = streams(snapshots, typha.address, Some(zstd), None);
         plain = quiet(&received).await / snapshots as u64;
         (store, peak) = (filled - empty, typha.memory("VmHWM")?);
         cpu_ms.push((typha.cpu()? - cpu) / 1e3 / snapshots as f64);
@@ -384,22 +443,17 @@ async fn measure(count: usize, snapshots: usize) -> anyhow::Result<()> {
         );
     }
     println!("  on the wire compressed: {:.1} % of plain", 100.0 * wire[1] / wire[0]);
-    let raw = baseline(snapshots, 64, plain / 64, 1).await? * 64.0 / 1e3;
+    let raw = baseline(snapshots, None, 64, plain / 64, 1).await? * 64.0 / 1e3;
     println!("  raw TCP, as many bytes uncompressed: CPU {raw:.1} ms a stream");
 
-    let mut typha = Process::start("serve")?;
-    typha.order(&[10])?;
-    let before = typha.memory("VmRSS")?;
-    let (_tasks, received) = streams(count, typha.address, Some(true));
-    quiet(&received).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let idle_kb = (typha.memory("VmRSS")? - before) * 1_024.0 / count as f64;
-    println!("{count} idle streams: {idle_kb:.1} KB each");
+    let (idle_kb, idle_tls_kb) = (idle(count, None).await?, idle(count, Some(&lab)).await?);
+    println!("{count} idle streams: {idle_kb:.1} KB each, with mTLS {idle_tls_kb:.1} KB");
     let json = serde_json::json!({
-        "streams": count, "plain": [ratios[0], ratios[1]], "compressed": ratios[2], "snapshot_streams": snapshots,
+        "streams": count, "plain": [ratios[0], ratios[1]], "compressed": ratios[2],
+        "tls_plain": [ratios[3], ratios[4]], "tls_compressed": ratios[5], "snapshot_streams": snapshots,
         "snapshot_plain_ms": cpu_ms[0], "snapshot_compressed_ms": cpu_ms[1], "snapshot_raw_ms": raw,
         "snapshot_wire": wire[1] / wire[0], "store_over_payload": store * 1e6 / plain as f64, "peak_mb": peak,
-        "idle_kb": idle_kb,
+        "idle_kb": idle_kb, "idle_tls_kb": idle_tls_kb,
     });
     println!("{json}");
     Ok(())
