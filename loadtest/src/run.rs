@@ -254,17 +254,7 @@ impl Run {
         if let (Some(before), Some(after)) = (served, self.probes.served().await) {
             result.servers = Some(sampler::between(&before, &after));
         }
-        let nothing_happened = phase.is_some_and(|phase| {
-            matches!(
-                phase,
-                Phase::Freeze { .. }
-                    | Phase::Reconnect
-                    | Phase::Cut { .. }
-                    | Phase::Failover { .. }
-                    | Phase::Partition { .. }
-                    | Phase::Idle { .. }
-            )
-        });
+        let nothing_happened = phase.is_some_and(|phase| !phase.writes());
         if nothing_happened && result.deletions > 0 && self.source.is_some() {
             failures.push(format!("{} deletions, though nothing was deleted", result.deletions));
         }
@@ -384,6 +374,7 @@ impl Run {
     /// What the typhas did not see is forgotten when they look again.
     async fn compact(&mut self, length: Duration, rate: f64) -> Result<u64> {
         let all = |local: &Local, signal| local.typhas.iter().try_for_each(|typha| typha.signal(signal));
+        let before = self.probes.served().await;
         let local = self.local.as_mut().context("compact needs --local")?;
         all(local, Signal::SIGSTOP)?;
         // Else what changes would wait for them in the sockets of their watches.
@@ -393,7 +384,16 @@ impl Run {
         let compacted = local.compact().await;
         all(local, Signal::SIGCONT)?;
         compacted?;
-        written
+        let written = written?;
+        // All nodes may be with one replica; the other one has to have listed, too.
+        let deadline = Instant::now() + self.patience;
+        while let (1.., Some(before), Some(now)) = (written, &before, self.probes.served().await)
+            && now.iter().zip(before).any(|((_, now), (_, then))| now.listings <= then.listings)
+        {
+            ensure!(Instant::now() < deadline, "a typha whose history was compacted away has not listed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(written)
     }
 
     /// Each typha in turn, while pods come and go.
