@@ -87,10 +87,48 @@ async fn pass(
     loop {
         let passes = !*silent.borrow_and_update();
         tokio::select! {
+            // What comes after the order to be silent does not get through.
+            biased;
+            () = cut.cancelled() => return,
+            Ok(()) = silent.changed() => {}
             // A connection that ends with an error has ended: its two ends find out by themselves.
             _ = &mut copying, if passes => return,
-            Ok(()) = silent.changed() => {}
-            () = cut.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn what_is_sent_through_a_silent_relay_arrives_when_it_speaks_again() -> std::io::Result<()> {
+        let server = TcpListener::bind("127.0.0.1:0").await?;
+        let stop = CancellationToken::new();
+        let relay = Relay::start(server.local_addr()?.to_string(), stop.clone()).await?;
+        let mut near = TcpStream::connect(relay.address()).await?;
+        let (mut far, _) = timeout(LONG, server.accept()).await??;
+        let mut byte = [0];
+        near.write_all(b"a").await?;
+        timeout(LONG, far.read_exact(&mut byte)).await??;
+
+        relay.silence(true);
+        near.write_all(b"b").await?;
+        assert!(timeout(Duration::from_millis(300), far.read(&mut byte)).await.is_err(), "it got through");
+        relay.silence(false);
+        timeout(LONG, far.read_exact(&mut byte)).await??;
+        assert_eq!(&byte, b"b");
+
+        relay.cut(&stop);
+        assert_eq!(timeout(LONG, far.read(&mut byte)).await??, 0, "a cut ends the connection");
+        stop.cancel();
+        Ok(())
     }
 }
