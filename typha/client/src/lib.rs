@@ -15,6 +15,7 @@
 //! absence from a snapshot that is complete for the kind), and never because a server went away, lags, or is
 //! new. [`ClientEvent::Cut`] marks the points where everything delivered so far is consistent.
 
+mod acks;
 mod client;
 mod config;
 mod digest;

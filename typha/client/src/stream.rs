@@ -15,6 +15,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
+use crate::acks::Acks;
 use crate::disk::Disk;
 use crate::held::{Held, News};
 use crate::metrics::Metrics;
@@ -36,8 +37,6 @@ const MESSAGE_BYTES: usize = (4 << 20) + (64 << 10);
 const VERDICT_WAIT: Duration = Duration::from_secs(5);
 /// How long a server may be without the datastore before another one is tried.
 const RESYNC_PATIENCE: Duration = Duration::from_secs(5);
-/// An acknowledgement is repeated so often: the server counts a node that it hears from as live.
-const ACK_AGAIN: Duration = Duration::from_secs(10);
 /// Client messages under way.
 const OUTBOUND: usize = 16;
 
@@ -101,7 +100,7 @@ struct Stream<'a> {
     not_in_sync_since: Option<Instant>,
     /// The other servers.
     elsewhere: Vec<String>,
-    ack_again: Instant,
+    acks: Acks,
     reports: Outgoing,
     stale: Stale,
     /// The question whether another server is fresher, while it is under way.
@@ -138,7 +137,7 @@ impl Agent {
             epoch: String::new(),
             not_in_sync_since: None,
             elsewhere,
-            ack_again: Instant::now() + ACK_AGAIN,
+            acks: Acks::new(Instant::now()),
             reports,
             stale: Stale::new(Instant::now()),
             question: JoinSet::new(),
@@ -263,9 +262,9 @@ impl Stream<'_> {
                     message = inbound.message() => break message,
                     changed = acks.changed(), if open => {
                         open = changed.is_ok();
-                        self.acknowledge(&mut acks);
+                        self.acks.on_programmed(Instant::now());
                     }
-                    () = tokio::time::sleep_until(self.ack_again) => self.acknowledge(&mut acks),
+                    () = tokio::time::sleep_until(self.acks.due()) => self.acknowledge(&mut acks),
                     // As the server takes them: what changes meanwhile is sent once.
                     Ok(permit) = async {
                         self.reports.due().await;
@@ -423,7 +422,7 @@ impl Stream<'_> {
 
     /// Sends the last cut in force, if it is one of this server's. With no room, a later one will do.
     fn acknowledge(&mut self, acks: &mut watch::Receiver<Option<CutId>>) {
-        self.ack_again = Instant::now() + ACK_AGAIN;
+        self.acks.on_said(Instant::now());
         let Some(cut) = acks.borrow_and_update().clone() else { return };
         if cut.epoch != self.epoch {
             return;
