@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use prost::Message as _;
 use syncer_common::labelindex::{LabelIndex, MatchEvent};
 use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey, values};
 use syncer_common::selector::Selector;
@@ -29,7 +30,8 @@ pub(crate) struct ActiveRules {
     index: LabelIndex<EndpointKey, PolicyKey>,
     policies: HashMap<PolicyKey, Policy>,
     endpoints: BTreeMap<EndpointKey, Endpoint>,
-    profiles: HashMap<String, values::ProfileRules>,
+    /// Encoded, as the rules of policies.
+    profiles: HashMap<String, Box<[u8]>>,
     /// How many local endpoints name each profile.
     profile_users: HashMap<String, usize>,
     dirty: Dirty,
@@ -44,8 +46,28 @@ pub(crate) struct Dirty {
 }
 
 struct Policy {
-    value: values::Policy,
+    /// Without its rules.
+    head: values::Policy,
+    /// Those, encoded: most policies of a cluster concern no endpoint here, and rules are large as values.
+    rules: Box<[u8]>,
     endpoints: BTreeSet<EndpointKey>,
+}
+
+impl Policy {
+    fn new(mut head: values::Policy) -> Policy {
+        let rules = values::Policy {
+            inbound_rules: std::mem::take(&mut head.inbound_rules),
+            outbound_rules: std::mem::take(&mut head.outbound_rules),
+            ..values::Policy::default()
+        };
+        Policy { head, rules: rules.encode_to_vec().into(), endpoints: BTreeSet::new() }
+    }
+
+    fn value(&self) -> values::Policy {
+        let rules = values::Policy::decode(&*self.rules).expect("they were encoded here");
+        let values::Policy { inbound_rules, outbound_rules, .. } = rules;
+        values::Policy { inbound_rules, outbound_rules, ..self.head.clone() }
+    }
 }
 
 struct Endpoint {
@@ -100,17 +122,13 @@ impl ActiveRules {
     pub fn set_policy(&mut self, key: PolicyKey, value: Option<(values::Policy, Selector)>) {
         let events = match value {
             Some((value, selector)) => {
-                match self.policies.get_mut(&key) {
-                    Some(policy) => {
-                        policy.value = value;
-                        // Order, tier and types show in the endpoints.
-                        self.dirty.endpoints.extend(policy.endpoints.iter().cloned());
-                    }
-                    None => {
-                        let policy = Policy { value, endpoints: BTreeSet::new() };
-                        self.policies.insert(key.clone(), policy);
-                    }
+                let mut policy = Policy::new(value);
+                if let Some(old) = self.policies.remove(&key) {
+                    // Order, tier and types show in the endpoints.
+                    self.dirty.endpoints.extend(old.endpoints.iter().cloned());
+                    policy.endpoints = old.endpoints;
                 }
+                self.policies.insert(key.clone(), policy);
                 self.index.update_selector(key.clone(), selector)
             }
             None => {
@@ -126,7 +144,7 @@ impl ActiveRules {
 
     pub fn set_profile_rules(&mut self, name: String, rules: Option<values::ProfileRules>) {
         match rules {
-            Some(rules) => self.profiles.insert(name.clone(), rules),
+            Some(rules) => self.profiles.insert(name.clone(), rules.encode_to_vec().into()),
             None => self.profiles.remove(&name),
         };
         if self.profile_users.contains_key(&name) {
@@ -151,25 +169,27 @@ impl ActiveRules {
         std::mem::take(&mut self.dirty)
     }
 
-    pub fn active_policy(&self, key: &PolicyKey) -> Option<&values::Policy> {
+    pub fn active_policy(&self, key: &PolicyKey) -> Option<values::Policy> {
         self.policies
             .get(key)
-            .filter(|policy| !policy.endpoints.is_empty() || is_always_needed(&policy.value))
-            .map(|policy| &policy.value)
+            .filter(|policy| !policy.endpoints.is_empty() || is_always_needed(&policy.head))
+            .map(Policy::value)
     }
 
     /// Nothing when no local endpoint names the profile; `Some(None)` when one does and it is missing.
-    pub fn active_profile(&self, name: &str) -> Option<Option<&values::ProfileRules>> {
-        self.profile_users.contains_key(name).then(|| self.profiles.get(name))
+    pub fn active_profile(&self, name: &str) -> Option<Option<values::ProfileRules>> {
+        let decode = |rules: &[u8]| values::ProfileRules::decode(rules).expect("it was encoded here");
+        self.profile_users.contains_key(name).then(|| self.profiles.get(name).map(|rules| decode(rules)))
     }
 
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&LocalEndpoint> {
         self.endpoints.get(key).map(|endpoint| &endpoint.value)
     }
 
+    /// Without their rules, which decide nothing about order.
     pub fn policies_of(&self, key: &EndpointKey) -> impl Iterator<Item = (&PolicyKey, &values::Policy)> {
         let matching = self.endpoints.get(key).into_iter().flat_map(|endpoint| &endpoint.policies);
-        matching.filter_map(|key| self.policies.get_key_value(key)).map(|(key, policy)| (key, &policy.value))
+        matching.filter_map(|key| self.policies.get_key_value(key)).map(|(key, policy)| (key, &policy.head))
     }
 
     pub fn policy_count(&self) -> usize {

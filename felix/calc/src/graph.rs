@@ -185,14 +185,14 @@ impl Graph {
         let dirty = self.active.take_dirty();
         for key in dirty.policies {
             let scanned = self.active.active_policy(&key).map(|policy| {
-                scan_policy(policy).expect("policies were scanned on arrival; refused ones are absent")
+                scan_policy(&policy).expect("policies were scanned on arrival; refused ones are absent")
             });
             self.policies.set(key, scanned, &mut self.members);
         }
         for name in dirty.profiles {
             let scanned = self.active.active_profile(&name).map(|rules| match rules {
                 Some(rules) => {
-                    scan_profile(rules).expect("profiles were scanned on arrival; refused ones are absent")
+                    scan_profile(&rules).expect("profiles were scanned on arrival; refused ones are absent")
                 }
                 None => (missing_profile(), NeededSets::new()),
             });

@@ -83,14 +83,44 @@ impl From<&values::EndpointSlice> for Contribution {
             };
             (protocol != PortProtocol::Any).then(|| (port.name.as_str().into(), protocol, number))
         });
-        Contribution { nets: nets.filter_map(|text| net(text)).collect(), ports: ports.collect() }
+        Contribution { nets: Nets::new(nets.filter_map(|text| net(text))), ports: ports.collect() }
     }
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contribution {
-    nets: Box<[IpNet]>,
+    nets: Nets,
     ports: Box<[(Box<str>, PortProtocol, u16)]>,
+}
+
+/// Nearly every endpoint has one address, which then needs no allocation.
+#[derive(Debug, PartialEq, Eq)]
+enum Nets {
+    One(IpNet),
+    Some(Box<[IpNet]>),
+}
+
+impl Default for Nets {
+    fn default() -> Self {
+        Nets::Some(Box::default())
+    }
+}
+
+impl Nets {
+    fn new(nets: impl Iterator<Item = IpNet>) -> Nets {
+        let nets: Vec<IpNet> = nets.collect();
+        match nets[..] {
+            [net] => Nets::One(net),
+            _ => Nets::Some(nets.into()),
+        }
+    }
+
+    fn iter(&self) -> std::slice::Iter<'_, IpNet> {
+        match self {
+            Nets::One(net) => std::slice::from_ref(net).iter(),
+            Nets::Some(nets) => nets.iter(),
+        }
+    }
 }
 
 impl Contribution {
@@ -101,7 +131,7 @@ impl Contribution {
             // A set's member has a protocol; a port without one could match nothing.
             (protocol != PortProtocol::Any).then(|| (port.name.as_str().into(), protocol, number))
         });
-        Contribution { nets: nets.collect(), ports: ports.collect() }
+        Contribution { nets: Nets::new(nets), ports: ports.collect() }
     }
 
     /// What this brings into a set filled by `source`. A member may come twice; it then counts twice, on

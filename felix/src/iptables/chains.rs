@@ -27,14 +27,15 @@ pub enum Owner {
 struct Offered {
     wanted: WantedChain,
     owners: usize,
-    targets: BTreeSet<String>,
+    targets: Box<[Box<str>]>,
 }
 
 #[derive(Default)]
 pub struct ChainSet {
     mode: InsertMode,
     chains: BTreeMap<String, Offered>,
-    owners: BTreeMap<Owner, BTreeSet<String>>,
+    /// Names of their chains, in order.
+    owners: BTreeMap<Owner, Box<[String]>>,
     always: BTreeSet<Owner>,
     hooks: BTreeMap<String, Hooks>,
 }
@@ -45,8 +46,8 @@ impl ChainSet {
         let mut changed = Vec::new();
         let before = self.owners.remove(&owner).unwrap_or_default();
         let names: BTreeSet<String> = chains.iter().map(|chain| chain.name.clone()).collect();
-        for chain in chains {
-            let new_owner = usize::from(!before.contains(&chain.name));
+        for mut chain in chains {
+            let new_owner = usize::from(before.binary_search(&chain.name).is_err());
             let mut owners = new_owner;
             if let Some(offered) = self.chains.get_mut(&chain.name) {
                 offered.owners += new_owner;
@@ -56,12 +57,13 @@ impl ChainSet {
                 }
             }
             let name = chain.name.clone();
-            let targets =
-                chain.rules.iter().flat_map(|rule| targets(&rule.action)).map(str::to_owned).collect();
+            chain.shrink();
+            let targets: BTreeSet<&str> = chain.rules.iter().flat_map(|rule| targets(&rule.action)).collect();
+            let targets = targets.into_iter().map(Box::from).collect();
             changed.push(name.clone());
             self.chains.insert(name, Offered { wanted: WantedChain::new(chain), owners, targets });
         }
-        for name in before.difference(&names) {
+        for name in before.iter().filter(|name| !names.contains(*name)) {
             if let Some(offered) = self.chains.get_mut(name) {
                 offered.owners -= 1;
                 if offered.owners == 0 {
@@ -80,7 +82,7 @@ impl ChainSet {
             }
         }
         if !names.is_empty() {
-            self.owners.insert(owner, names);
+            self.owners.insert(owner, names.into_iter().collect());
         }
         changed
     }
@@ -117,7 +119,7 @@ impl ChainSet {
                 && !reached.contains_key(name.as_str())
             {
                 reached.insert(name.as_str(), &offered.wanted);
-                open.extend(offered.targets.iter().map(String::as_str));
+                open.extend(offered.targets.iter().map(|name| &**name));
             }
         }
         reached

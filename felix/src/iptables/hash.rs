@@ -41,9 +41,7 @@ fn hashes(chain: &str, rules: &[Rule]) -> Vec<String> {
             digest.update(fragment.as_bytes());
         }
         previous = digest.finalize();
-        let mut id = URL_SAFE_NO_PAD.encode(previous);
-        id.truncate(ID_LENGTH);
-        ids.push(id);
+        ids.push(URL_SAFE_NO_PAD.encode(previous)[..ID_LENGTH].to_owned());
     }
     ids
 }

@@ -30,6 +30,19 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
+impl Chain {
+    /// Gives up the room that was left for more: chains are kept as long as they are wanted.
+    fn shrink(&mut self) {
+        self.rules.shrink_to_fit();
+        for rule in &mut self.rules {
+            rule.matches.shrink_to_fit();
+            rule.action.shrink_to_fit();
+            rule.comments.shrink_to_fit();
+            rule.comments.iter_mut().for_each(String::shrink_to_fit);
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IpVersion {
     V4,

@@ -89,6 +89,7 @@ pub fn parse_save(text: &str, table: TableName) -> Result<SavedTable, ParseError
             chain.rules.push(rule);
         }
     }
+    saved.chains.values_mut().for_each(|chain| chain.rules.shrink_to_fit());
     if inside { Err(ParseError::Truncated { table }) } else { Ok(saved) }
 }
 

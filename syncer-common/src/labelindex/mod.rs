@@ -14,6 +14,7 @@
 mod anchor;
 mod postings;
 mod slots;
+mod slotset;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
@@ -23,6 +24,7 @@ use crate::selector::{LabelRestriction, Labels, Selector};
 use anchor::{Anchor, Anchors, is_impossible};
 use postings::{Pair, Postings};
 use slots::{Slot, Slots};
+use slotset::SlotSet;
 
 /// A pair that has begun or ceased to match.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,21 +52,21 @@ struct Item {
     labels: Box<[Pair]>,
     parents: Box<[Slot]>,
     /// In order: most match a few.
-    matches: Vec<Slot>,
+    matches: Box<[Slot]>,
 }
 
 /// Kept while it has labels or an item names it.
 #[derive(Debug, Default)]
 struct Parent {
     labels: BTreeMap<String, String>,
-    items: BTreeSet<Slot>,
+    items: SlotSet,
 }
 
 #[derive(Debug)]
 struct Filed {
     selector: Selector,
     anchor: Anchor,
-    matches: BTreeSet<Slot>,
+    matches: SlotSet,
 }
 
 impl<I, S> Default for LabelIndex<I, S> {
@@ -151,7 +153,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         item.matches
             .into_iter()
             .map(|selector| {
-                self.selectors.get_mut(selector).matches.remove(&slot);
+                self.selectors.get_mut(selector).matches.remove(slot);
                 MatchEvent::Stopped { item: id.clone(), selector: self.selectors.key(selector).clone() }
             })
             .collect()
@@ -179,7 +181,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         }
         self.drop_if_unused(slot);
         let mut events = Vec::new();
-        for item in affected {
+        for item in affected.iter() {
             self.evaluate_item(item, &mut events);
         }
         stopped_first(events)
@@ -204,7 +206,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         let slot = self.selectors.find_or_insert(id, || Filed {
             selector: selector.clone(),
             anchor: Anchor::Nowhere,
-            matches: BTreeSet::new(),
+            matches: SlotSet::default(),
         });
         self.anchors.file(&anchor, slot);
         let filed = self.selectors.get_mut(slot);
@@ -214,10 +216,10 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         let candidates = self.candidate_items(&restrictions);
         self.evaluations += candidates.len() as u64;
         let filed = self.selectors.get(slot);
-        let matches: BTreeSet<Slot> =
-            candidates.into_iter().filter(|item| filed.selector.matches(&self.view(*item))).collect();
-        let stopped: Vec<Slot> = filed.matches.difference(&matches).copied().collect();
-        let started: Vec<Slot> = matches.difference(&filed.matches).copied().collect();
+        let matches: SlotSet =
+            candidates.iter().filter(|item| filed.selector.matches(&self.view(*item))).collect();
+        let stopped: Vec<Slot> = filed.matches.iter().filter(|item| !matches.contains(*item)).collect();
+        let started: Vec<Slot> = matches.iter().filter(|item| !filed.matches.contains(*item)).collect();
         let mut events = Vec::with_capacity(stopped.len() + started.len());
         for item in stopped {
             events.push(self.stop(item, slot));
@@ -235,7 +237,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
         self.anchors.remove(&filed.anchor, slot);
         filed
             .matches
-            .into_iter()
+            .iter()
             .map(|item| {
                 remove(&mut self.items.get_mut(item).matches, slot);
                 MatchEvent::Stopped { item: self.items.key(item).clone(), selector: id.clone() }
@@ -246,13 +248,13 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     /// The selectors that match an item.
     pub fn selectors_matching<'a>(&'a self, item: &I) -> impl Iterator<Item = &'a S> + use<'a, I, S> {
         let matches = self.items.find(item).map(|slot| &self.items.get(slot).matches);
-        matches.into_iter().flatten().map(|slot| self.selectors.key(*slot))
+        matches.into_iter().flat_map(|slots| slots.iter()).map(|slot| self.selectors.key(*slot))
     }
 
     /// The items that a selector matches.
     pub fn items_matching<'a>(&'a self, selector: &S) -> impl Iterator<Item = &'a I> + use<'a, I, S> {
         let matches = self.selectors.find(selector).map(|slot| &self.selectors.get(slot).matches);
-        matches.into_iter().flatten().map(|slot| self.items.key(*slot))
+        matches.into_iter().flat_map(SlotSet::iter).map(|slot| self.items.key(slot))
     }
 
     /// How many selectors were evaluated against an item so far: the work done.
@@ -302,7 +304,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     fn start(&mut self, item: Slot, selector: Slot) -> MatchEvent<I, S> {
         let matches = &mut self.items.get_mut(item).matches;
         if let Err(at) = matches.binary_search(&selector) {
-            matches.insert(at, selector);
+            *matches = [&matches[..at], &[selector], &matches[at..]].concat().into();
         }
         self.selectors.get_mut(selector).matches.insert(item);
         MatchEvent::Started {
@@ -313,7 +315,7 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
 
     fn stop(&mut self, item: Slot, selector: Slot) -> MatchEvent<I, S> {
         remove(&mut self.items.get_mut(item).matches, selector);
-        self.selectors.get_mut(selector).matches.remove(&item);
+        self.selectors.get_mut(selector).matches.remove(item);
         MatchEvent::Stopped {
             item: self.items.key(item).clone(),
             selector: self.selectors.key(selector).clone(),
@@ -322,9 +324,9 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
 
     /// The items that may match a selector with these restrictions: those with its rarest required label,
     /// or all of them when it requires none.
-    fn candidate_items(&self, restrictions: &BTreeMap<String, LabelRestriction>) -> BTreeSet<Slot> {
+    fn candidate_items(&self, restrictions: &BTreeMap<String, LabelRestriction>) -> SlotSet {
         if restrictions.values().any(is_impossible) {
-            return BTreeSet::new();
+            return SlotSet::default();
         }
         let rarest = restrictions
             .iter()
@@ -369,11 +371,11 @@ impl<I: Clone + Eq + Hash, S: Clone + Eq + Hash> LabelIndex<I, S> {
     }
 
     fn items_of<'a>(&'a self, parents: impl Iterator<Item = Slot> + 'a) -> impl Iterator<Item = Slot> + 'a {
-        parents.flat_map(|parent| self.parents.get(parent).items.iter().copied())
+        parents.flat_map(|parent| self.parents.get(parent).items.iter())
     }
 
     fn unlink(&mut self, parent: Slot, item: Slot) {
-        self.parents.get_mut(parent).items.remove(&item);
+        self.parents.get_mut(parent).items.remove(item);
         self.drop_if_unused(parent);
     }
 
@@ -412,9 +414,9 @@ fn own<'a>(labels: &'a [Pair], name: &str) -> Option<&'a str> {
     labels.binary_search_by(|pair| (*pair.0).cmp(name)).ok().map(|at| &*labels[at].1)
 }
 
-fn remove(slots: &mut Vec<Slot>, slot: Slot) {
+fn remove(slots: &mut Box<[Slot]>, slot: Slot) {
     if let Ok(at) = slots.binary_search(&slot) {
-        slots.remove(at);
+        *slots = [&slots[..at], &slots[at + 1..]].concat().into();
     }
 }
 

@@ -17,10 +17,10 @@ pub(crate) struct Digests {
 
 impl Digests {
     /// Of keys of a kind, with the hash of each.
-    pub fn new<'a>(held: impl Iterator<Item = (Kind, &'a str, u64)>) -> Self {
+    pub fn new(held: impl Iterator<Item = (Kind, impl AsRef<str>, u64)>) -> Self {
         let mut digests = Digests::default();
         for (kind, key, hash) in held {
-            digests.kinds.entry(kind).or_default().entry(digest::leaf(key)).or_default().push(hash);
+            digests.kinds.entry(kind).or_default().entry(digest::leaf(key.as_ref())).or_default().push(hash);
         }
         digests
     }

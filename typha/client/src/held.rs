@@ -24,12 +24,13 @@ use syncer_common::model::{DeletionReason, Key, Kind, Update};
 
 use crate::digest::Digests;
 use crate::disk::{Record, Saved};
+use crate::keys::{Delivered, Keys};
 use crate::raw::{Names, RawUpdate};
 use crate::wire::Entry;
 
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    keys: HashMap<Arc<str>, Delivered>,
+    keys: Keys,
     /// Entries are not read.
     raw: Option<Names>,
     /// Whether what is delivered goes to disk as well.
@@ -41,13 +42,6 @@ pub(crate) struct Held {
     generation: u32,
     stream: Stream,
     in_sync: bool,
-}
-
-#[derive(Debug)]
-struct Delivered {
-    hash: u64,
-    kind: Kind,
-    generation: u32,
 }
 
 /// What the present stream has shown.
@@ -90,7 +84,7 @@ pub(crate) struct AtCut {
 
 impl Held {
     pub fn new(raw: Option<Names>) -> Self {
-        Held { raw, ..Held::default() }
+        Held { keys: Keys::new(raw.is_some()), raw, ..Held::default() }
     }
 
     /// From now on what is delivered is recorded.
@@ -106,7 +100,7 @@ impl Held {
             let Some(key) = Key::parse(&path) else { continue };
             let decoded = model::Value::decode(value).ok().and_then(|value| value.kind);
             let (Some(value), Some(kind)) = (decoded, Kind::of(&key)) else { continue };
-            self.keys.insert(path.into(), Delivered { hash, kind, generation: self.generation });
+            self.keys.insert(&path.into(), Delivered { hash, kind, generation: self.generation });
             updates.push(Update::set(key, value));
         }
         let token = saved.token;
@@ -142,7 +136,7 @@ impl Held {
             self.generation = self.generation.wrapping_add(1);
         }
         let complete = if snapshot { Vec::new() } else { kinds.clone() };
-        let held = || self.keys.iter().map(|(key, delivered)| (delivered.kind, &**key, delivered.hash));
+        let held = || self.keys.iter().map(|(key, delivered)| (delivered.kind, key, delivered.hash));
         let digests = (verdict == ResumeVerdict::ResumeDigest).then(|| Digests::new(held()));
         let roots = digests.as_ref().map(|digests| digests.roots(&hello.kinds));
         let history = match &self.token {
@@ -187,7 +181,7 @@ impl Held {
             if self.is_unproven(&entry) {
                 return;
             }
-            let Some((key, _)) = self.keys.remove_entry(entry.key.as_str()) else { return };
+            let Some(key) = self.keys.remove(&entry.key) else { return };
             if self.raw.is_some() {
                 news.raw.push(RawUpdate { key, value: None });
                 return;
@@ -207,7 +201,7 @@ impl Held {
         }
         let value = entry.value.unwrap_or_default();
         let hash = digest::hash(&entry.key, &value);
-        if let Some(delivered) = self.keys.get_mut(entry.key.as_str()) {
+        if let Some(delivered) = self.keys.get_mut(&entry.key) {
             delivered.generation = generation;
             if delivered.hash == hash {
                 news.known += 1;
@@ -219,7 +213,7 @@ impl Held {
                 news.ignored += 1;
                 return;
             };
-            self.keys.insert(key.clone(), Delivered { hash, kind, generation });
+            self.keys.insert(&key, Delivered { hash, kind, generation });
             news.raw.push(RawUpdate { key, value: Some((value, hash)) });
             return;
         }
@@ -234,10 +228,10 @@ impl Held {
             return;
         };
         let path: Arc<str> = entry.key.into();
+        self.keys.insert(&path, Delivered { hash, kind, generation });
         if encoded.is_some() {
-            news.records.push((path.clone(), encoded));
+            news.records.push((path, encoded));
         }
-        self.keys.insert(path, Delivered { hash, kind, generation });
         news.updates.push(Update::set(key, value));
     }
 
@@ -247,7 +241,7 @@ impl Held {
         if !self.stream.snapshot || entry.reason != Reason::DeletionDeleted as i32 {
             return false;
         }
-        let held = self.keys.get_mut(entry.key.as_str());
+        let held = self.keys.get_mut(&entry.key);
         let Some(delivered) = held.filter(|held| !self.stream.complete.contains(&held.kind)) else {
             return false;
         };
@@ -276,24 +270,23 @@ impl Held {
             return news;
         }
         let generation = self.generation;
-        self.keys.retain(|path, delivered| {
+        let paths = self.keys.extract(|delivered| {
             let compared = || gone.get(&delivered.kind).is_some_and(|gone| gone.contains(&delivered.hash));
-            if delivered.generation == generation || !(swept.contains(&delivered.kind) || compared()) {
-                return true;
-            }
+            delivered.generation != generation && (swept.contains(&delivered.kind) || compared())
+        });
+        for path in paths {
             if self.raw.is_some() {
-                news.raw.push(RawUpdate { key: path.clone(), value: None });
-                return false;
+                news.raw.push(RawUpdate { key: path, value: None });
+                continue;
             }
-            if self.records {
-                news.records.push((path.clone(), None));
-            }
-            match Key::parse(path) {
+            match Key::parse(&path) {
                 Some(key) => news.updates.push(Update::delete(key)),
                 None => news.ignored += 1,
             }
-            false
-        });
+            if self.records {
+                news.records.push((path, None));
+            }
+        }
         news.updates.sort_by(|a, b| a.key.cmp(&b.key));
         news
     }

@@ -21,6 +21,7 @@ mod config;
 mod digest;
 mod disk;
 mod held;
+mod keys;
 mod metrics;
 mod raw;
 mod reports;
