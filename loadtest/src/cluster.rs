@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
+mod expected;
 mod objects;
 
 use crate::shape::{PODS_PER_NODE, Shape};
+pub use expected::{Enforced, Expected, PROBE, peerings, probe};
 use objects::Pod;
-pub use objects::{MARK, Object};
+pub use objects::{MARK, Object, node_address, node_name, pod_cidr};
 
 /// A change of the datastore.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -37,6 +37,12 @@ pub fn table(a: &Report, b: &Report) -> String {
             |phase: &crate::report::PhaseResult, value: f64| (phase.latency.count > 0).then_some(value);
         row(&one.phase, "p50 ms", latency(one, one.latency.p50_ms), latency(other, other.latency.p50_ms));
         row("", "p99 ms", latency(one, one.latency.p99_ms), latency(other, other.latency.p99_ms));
+        let kernel = |phase: &crate::report::PhaseResult| {
+            phase.real.as_ref().filter(|real| real.applied.count > 0).map(|real| real.applied.p99_ms)
+        };
+        if let (Some(one), Some(other)) = (kernel(one), kernel(other)) {
+            row("", "p99 in kernel", Some(one), Some(other));
+        }
         row("", "settled ms", one.settled_ms, other.settled_ms);
         let sent = |phase: &crate::report::PhaseResult| phase.sent_bytes().map(|bytes| bytes / 1e6);
         row("", "sent MB", sent(one), sent(other));

@@ -44,6 +44,13 @@ pub struct Percentiles {
     pub max_ms: f64,
 }
 
+impl std::fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Percentiles { count, p50_ms, p99_ms, max_ms, .. } = self;
+        write!(f, "p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, max {max_ms:.1} ms ({count} measured)")
+    }
+}
+
 impl Latencies {
     pub fn new(start: Instant) -> Self {
         Latencies { start, shards: Default::default() }

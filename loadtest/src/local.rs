@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 const READY: Duration = Duration::from_secs(60);
+/// Where etcd and the typhas' side ports are.
+pub const LOOPBACK: &str = "127.0.0.1";
 const POLL: Duration = Duration::from_millis(50);
 /// USER_HZ, which is 100 on every architecture that Linux runs on today.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -29,6 +31,8 @@ pub struct Local {
     replicas: String,
     program: PathBuf,
     endpoint: String,
+    /// The address that the typhas serve agents at.
+    host: String,
     logs: PathBuf,
     /// etcd's data.
     folder: tempfile::TempDir,
@@ -42,13 +46,14 @@ pub struct Server {
     process: Child,
 }
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?.local_addr()?.port())
+fn free_port(host: &str) -> Result<u16> {
+    let listener = TcpListener::bind((host, 0)).with_context(|| format!("no free port on {host}"))?;
+    Ok(listener.local_addr()?.port())
 }
 
 impl Local {
-    /// Starts etcd; the typhas have their addresses. `logs`: where the servers' output goes.
-    pub async fn start(typhas: usize, logs: &Path) -> Result<Self> {
+    /// Starts etcd; the typhas have their addresses, on `host`. `logs`: where the servers' output goes.
+    pub async fn start(typhas: usize, host: &str, logs: &Path) -> Result<Self> {
         let program = std::env::current_exe()?.with_file_name("typha");
         ensure!(
             program.is_file(),
@@ -57,7 +62,7 @@ impl Local {
         );
         std::fs::create_dir_all(logs).with_context(|| format!("making {}", logs.display()))?;
         let folder = tempfile::tempdir()?;
-        let (port, peer) = (free_port()?, free_port()?);
+        let (port, peer) = (free_port(LOOPBACK)?, free_port(LOOPBACK)?);
         let endpoint = format!("http://127.0.0.1:{port}");
         let etcd = start_etcd(folder.path(), port, peer, logs)?;
         let store = StoreConfig::etcd([endpoint.clone()]);
@@ -67,7 +72,8 @@ impl Local {
             ensure!(Instant::now() < deadline, "etcd does not answer: {error}; see {}", logs.display());
             tokio::time::sleep(POLL).await;
         }
-        let ports = (0..typhas).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
+        let ports =
+            (0..typhas).map(|_| Ok((free_port(host)?, free_port(LOOPBACK)?))).collect::<Result<_>>()?;
         Ok(Local {
             store,
             etcd,
@@ -76,6 +82,7 @@ impl Local {
             replicas: String::new(),
             program,
             endpoint,
+            host: host.to_owned(),
             logs: logs.to_owned(),
             folder,
         })
@@ -83,7 +90,7 @@ impl Local {
 
     /// Where the typhas serve agents.
     pub fn addresses(&self) -> Vec<String> {
-        self.ports.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect()
+        self.ports.iter().map(|(port, _)| format!("{}:{port}", self.host)).collect()
     }
 
     /// Starts the typhas. `reached`: where clients, and typhas one another, reach them.
@@ -104,7 +111,7 @@ impl Local {
             ("TYPHA_DATASTORETYPE", "etcdv3"),
             ("TYPHA_ETCDENDPOINTS", &self.endpoint),
             ("TYPHA_REPLICANAME", &name),
-            ("TYPHA_SERVERHOST", "127.0.0.1"),
+            ("TYPHA_SERVERHOST", &self.host),
             ("TYPHA_SERVERPORT", &port.to_string()),
             ("TYPHA_HEALTHHOST", "127.0.0.1"),
             ("TYPHA_HEALTHPORT", &side.to_string()),
@@ -218,7 +225,8 @@ fn start_etcd(folder: &Path, port: u16, peer: u16, logs: &Path) -> Result<Server
     Ok(Server { name: "etcd".into(), port, side: peer, process })
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+/// Killed when dropped; its output goes to the end of `log`.
+pub fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
     let log = std::fs::File::options().create(true).append(true).open(log)?;
     let child =
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;

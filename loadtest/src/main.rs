@@ -10,11 +10,13 @@ mod fleet;
 mod follow;
 mod html;
 mod incumbent;
+mod kubernetes;
 mod latency;
 mod limits;
 mod local;
 mod node;
 mod phase;
+mod real;
 mod relay;
 mod report;
 mod run;
@@ -30,7 +32,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use syncer_common::backend::config::StoreConfig;
+use syncer_common::backend::config::{KubernetesConfig, StoreConfig};
 
 use node::Fault;
 use phase::Phase;
@@ -44,8 +46,13 @@ Examples:
       A hundred nodes, two typhas and an etcd, all on this machine and gone afterwards.
   loadtest run --local 3 --preset 500 --phase churn:seconds=60,rate=100 --phase rolling --phase storm --report out
       Pods come and go, then the typhas are restarted one by one, then all nodes join anew.
+  loadtest run --local 2 --real 8 --preset 1000 --phase churn:seconds=60,rate=50 --phase rolling
+      Eight of the nodes are felix, confd and BIRD, each in a network of its own (as root): their kernels are checked.
   loadtest run --typha 10.0.0.5:5473,10.0.0.6:5473 --etcd http://10.0.0.9:2379 --preset 1000
       Against typhas that serve an otherwise empty etcd; what was written is removed afterwards.
+  loadtest run --typha 10.0.0.5:5473 --kubeconfig admin.conf --preset 100
+      The same in Kubernetes: nodes, namespaces and running pods as such, the rest as Calico's custom resources. An API
+      server (with its etcd and Calico's CRDs) is enough: there need be no kubelet, scheduler or controller.
   loadtest run --typha 10.0.0.5:5473 --nodes 200 --phase idle:seconds=60
       Follows what is there, without writing.
   loadtest follow --typha 10.0.0.5:5473 --nodes 500 --watch default-deny
@@ -119,8 +126,14 @@ struct RunArgs {
     #[arg(long = "pid", value_name = "PID", conflicts_with = "local")]
     pids: Vec<u32>,
     /// The etcd that those typhas follow: it has to be empty.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "directory"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "directory", "kubeconfig"])]
     etcd: Option<String>,
+    /// Kubeconfig file of the API server that those typhas follow: it has to be empty but for what Kubernetes makes.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "directory"])]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, requires = "kubeconfig")]
+    context: Option<String>,
     /// The folder that those typhas follow: it has to be empty.
     #[arg(long, conflicts_with = "local")]
     directory: Option<PathBuf>,
@@ -131,7 +144,11 @@ struct RunArgs {
     /// network_sets; those left out are the preset's.
     #[arg(long, value_name = "FILE")]
     shape: Option<PathBuf>,
-    /// How many nodes to simulate [default: all of the cluster].
+    /// So many of the cluster's nodes are real: felix and, where BIRD is installed, confd, each node in a network namespace
+    /// (root only). After each phase they have to be in step, and their kernels right.
+    #[arg(long, value_name = "NODES", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=100), requires = "local")]
+    real: u8,
+    /// How many nodes to simulate [default: all of the cluster that are not real].
     #[arg(long)]
     nodes: Option<usize>,
     /// Pods, in place of the preset's.
@@ -158,6 +175,9 @@ struct RunArgs {
     /// Plants a fault into the first node, to see that it is found.
     #[arg(long, hide = true)]
     plant: Option<Fault>,
+    /// Stops the felix of the first real node, to see that it is found.
+    #[arg(long, hide = true, requires = "real")]
+    stop_felix: bool,
 }
 
 #[derive(Clone)]
@@ -268,11 +288,14 @@ fn run(args: RunArgs) -> Result<bool> {
     let servers = match args.local {
         Some(typhas) => Servers::Local(typhas.into()),
         None => {
-            let store = match (args.etcd, args.directory) {
-                (Some(endpoint), _) => Some(StoreConfig::etcd([endpoint])),
-                (None, Some(folder)) => Some(StoreConfig::directory(folder)),
-                (None, None) => None,
-            };
+            let kubernetes = args.kubeconfig.map(|file| KubernetesConfig {
+                kubeconfig: Some(file),
+                context: args.context,
+                ..KubernetesConfig::default()
+            });
+            let store = (args.etcd.map(|endpoint| StoreConfig::etcd([endpoint])))
+                .or(args.directory.map(StoreConfig::directory))
+                .or(kubernetes.map(StoreConfig::Kubernetes));
             let given = Target { calico: false, addresses: args.typha };
             let Target { calico, addresses } = args.target.unwrap_or(given);
             Servers::Given { typhas: addresses, calico, pids: args.pids, store }
@@ -288,10 +311,13 @@ fn run(args: RunArgs) -> Result<bool> {
         _ if follows => vec![Phase::Idle { seconds: 10 }, Phase::Reconnect],
         _ => vec![Phase::Churn { seconds: 20, rate: 50.0 }, Phase::Rollout { count: 10 }, Phase::Reconnect],
     };
+    let real = usize::from(args.real);
     let plan = Plan {
         servers,
         shape,
-        nodes: args.nodes.unwrap_or(shape.nodes),
+        nodes: args.nodes.unwrap_or(shape.nodes.saturating_sub(real)),
+        real,
+        stop_felix: args.stop_felix,
         phases,
         seed: args.seed,
         patience: Duration::from_secs(args.patience),
@@ -302,6 +328,10 @@ fn run(args: RunArgs) -> Result<bool> {
         command: std::env::args().collect::<Vec<_>>().join(" "),
     };
     plan.check()?;
+    if real > 0 {
+        real::installed()?;
+        real::netns::leave()?;
+    }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let (own, nodes) = (runtime()?, runtime()?);
     let report = own.block_on(async {
@@ -309,7 +339,8 @@ fn run(args: RunArgs) -> Result<bool> {
         tokio::select! {
             report = run::run(plan, nodes.handle().clone()) => report,
             () = follow::interrupted() => Err(anyhow::anyhow!(
-                "interrupted: what was written to a datastore of yours is still there (keys under /calico/)"
+                "interrupted: what was written to a datastore of yours is still there (keys under /calico/; in Kubernetes \
+                 nodes node-*, namespaces team-* and Calico's resources)"
             )),
         }
     })?;

@@ -20,9 +20,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Relays a free port of loopback to `server` until `stop`.
-    pub async fn start(server: String, stop: CancellationToken) -> std::io::Result<Relay> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    /// Relays a free port of `host` to `server` until `stop`.
+    pub async fn start(host: String, server: String, stop: CancellationToken) -> std::io::Result<Relay> {
+        let listener = TcpListener::bind((host, 0)).await?;
         let relay = Relay {
             address: listener.local_addr()?,
             closed: Arc::default(),
@@ -112,7 +112,7 @@ mod tests {
     async fn what_is_sent_through_a_silent_relay_arrives_when_it_speaks_again() -> std::io::Result<()> {
         let server = TcpListener::bind("127.0.0.1:0").await?;
         let stop = CancellationToken::new();
-        let relay = Relay::start(server.local_addr()?.to_string(), stop.clone()).await?;
+        let relay = Relay::start("127.0.0.1".into(), server.local_addr()?.to_string(), stop.clone()).await?;
         let mut near = TcpStream::connect(relay.address()).await?;
         let (mut far, _) = timeout(LONG, server.accept()).await??;
         let mut byte = [0];

@@ -33,6 +33,9 @@ pub struct Report {
     #[serde(default)]
     pub baselines: Vec<Baseline>,
     pub samples: Vec<Sample>,
+    /// Beside the simulated ones.
+    #[serde(default)]
+    pub real: Option<RealNodes>,
     /// Empty = every node held what the datastore held after every phase, and no rule was broken.
     pub failures: Vec<String>,
 }
@@ -70,6 +73,37 @@ pub struct PhaseResult {
     pub received_bytes: Option<u64>,
     /// What the typhas counted meanwhile, where they could be asked.
     pub servers: Option<Served>,
+    #[serde(default)]
+    pub real: Option<RealPhase>,
+}
+
+/// What the real nodes did in a phase.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RealPhase {
+    /// From the writing of a policy's edit until a node's felix had acknowledged it: it is in the kernel.
+    pub applied: Percentiles,
+    /// From the end of the phase until every felix had acknowledged everything. Absent: not in time.
+    pub settled_ms: Option<f64>,
+}
+
+/// The real nodes of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RealNodes {
+    pub nodes: usize,
+    /// Whether they ran confd and BIRD, too.
+    pub confd: bool,
+    pub applied: Percentiles,
+    /// How often a kernel was compared with the cluster.
+    pub compared: usize,
+    pub usage: Vec<RealUsage>,
+}
+
+/// Of a node's felix, all its processes together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RealUsage {
+    pub node: String,
+    pub felix_cpu_seconds: f64,
+    pub felix_peak_mb: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -131,6 +165,22 @@ impl PhaseResult {
     pub fn sent_bytes(&self) -> Option<f64> {
         let received = self.received_bytes.map(|bytes| bytes as f64);
         self.servers.map(|served| served.sent_bytes).or(received)
+    }
+}
+
+impl std::fmt::Display for RealNodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cpu: f64 = self.usage.iter().map(|usage| usage.felix_cpu_seconds).sum();
+        let peak = self.usage.iter().map(|usage| usage.felix_peak_mb).fold(0.0, f64::max);
+        write!(
+            f,
+            "{} real nodes ({}): policy edits in the kernel {}; kernels compared {} times; felix {peak:.0} MB at most, {:.1} s of CPU each",
+            self.nodes,
+            if self.confd { "felix, confd, BIRD" } else { "felix; BIRD is not installed" },
+            self.applied,
+            self.compared,
+            cpu / self.usage.len().max(1) as f64
+        )
     }
 }
 
@@ -201,12 +251,21 @@ impl Report {
                     each.unwrap_or_default()
                 ));
             }
+            if let Some(RealPhase { applied, settled_ms }) = &phase.real {
+                let settled = settled_ms.map_or("not in time".into(), |ms| format!("after {ms:.0} ms"));
+                let applied =
+                    (applied.count > 0).then(|| format!("; an edit of a policy in their kernels {applied}"));
+                line(format!("  real nodes in step {settled}{}", applied.unwrap_or_default()));
+            }
         }
         if let Some((memory, cpu)) = self.servers() {
             line(format!(
                 "typha: {memory:.0} MB at most, {cpu:.0} % of one CPU on average ({} together); loadtest itself {:.0} MB",
                 self.typhas, self.own_peak_mb
             ));
+        }
+        if let Some(real) = &self.real {
+            line(real.to_string());
         }
         if let [typha, others @ ..] = self.baselines.as_slice() {
             line(format!(

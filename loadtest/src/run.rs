@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use daemon::CancellationToken;
 use nix::sys::signal::Signal;
-use syncer_common::backend::config::{StoreConfig, open};
+use syncer_common::backend::config::StoreConfig;
 use tokio::runtime::Handle;
 use typha_client::Names;
 
@@ -17,9 +17,10 @@ use crate::fleet::{Fleet, Pace, Sample, Seen, Speech};
 use crate::incumbent;
 use crate::latency::Latencies;
 use crate::limits;
-use crate::local::{Local, Probe};
+use crate::local::{LOOPBACK, Local, Probe};
 use crate::node::{Fault, Keys};
 use crate::phase::Phase;
+use crate::real::{self, Probing, Real, netns};
 use crate::relay::Relay;
 use crate::report::{Machine, PhaseResult, Report};
 use crate::sampler::{self, Probes};
@@ -43,6 +44,10 @@ pub struct Plan {
     /// Percent.
     pub sample: f64,
     pub fault: Option<Fault>,
+    /// Nodes with felix and confd, beside the simulated ones.
+    pub real: usize,
+    /// Stops the felix of one of them, to see that it is found.
+    pub stop_felix: bool,
     pub logs: PathBuf,
     pub command: String,
 }
@@ -60,6 +65,7 @@ struct Run {
     source: Option<Arc<Source>>,
     local: Option<Local>,
     relays: Vec<Relay>,
+    real: Option<Real>,
     latencies: Arc<Latencies>,
     probes: Probes,
     /// Servers on this machine that the run did not start.
@@ -79,11 +85,12 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
     }
     limits::ports(plan.nodes)?;
     let calico = matches!(plan.servers, Servers::Given { calico: true, .. });
+    let host = if plan.real > 0 { netns::SERVERS.to_string() } else { LOOPBACK.to_owned() };
     let mut watched = Vec::new();
     let (mut local, store, servers) = match plan.servers {
         Servers::Local(typhas) => {
             eprintln!("starting etcd and {typhas} typhas; their logs are in {}", plan.logs.display());
-            let local = Local::start(typhas, &plan.logs).await?;
+            let local = Local::start(typhas, &host, &plan.logs).await?;
             let (servers, store) = (local.addresses(), Some(local.store.clone()));
             (Some(local), store, servers)
         }
@@ -97,7 +104,7 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
     if cuts {
         for server in &servers {
             // With the nodes' streams, their relays.
-            let relay = nodes.spawn(Relay::start(server.clone(), stop.clone()));
+            let relay = nodes.spawn(Relay::start(host.clone(), server.clone(), stop.clone()));
             relays.push(relay.await?.context("starting a relay")?);
         }
     }
@@ -110,9 +117,9 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
     let keys = if store.is_some() { Keys::accounted() } else { Keys::default() };
     let source = match store {
         Some(store) => {
-            let source =
-                Source::new(open(&store).await.context("opening the datastore")?, calico, keys.clone());
-            let objects = cluster.objects();
+            let source = Source::open(&store, calico, keys.clone()).await.context("opening the datastore")?;
+            let mut objects = cluster.objects();
+            objects.extend(real::objects(plan.real));
             eprintln!("writing {} objects", objects.len());
             source.fill(objects).await?;
             Some(Arc::new(source))
@@ -121,7 +128,16 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
     };
     let start = Instant::now();
     let latencies = Arc::new(Latencies::new(start));
-    let names = cluster.nodes().take(plan.nodes).collect();
+    let real = match &source {
+        Some(source) if plan.real > 0 => {
+            let (servers, logs) = (&servers, &plan.logs);
+            Some(Real::prepare(plan.real, &cluster, &reached, servers, source, logs, plan.stop_felix)?)
+        }
+        _ => None,
+    };
+    let simulated =
+        cluster.nodes().enumerate().filter(|(index, _)| !real::indices(plan.real).contains(index));
+    let names = simulated.map(|(_, name)| name).take(plan.nodes).collect();
     let sample = Sample { fault: plan.fault, ..Sample::draw(plan.nodes, plan.sample, plan.seed) };
     let speech = match calico {
         true => Speech::Calico { known: incumbent::Known::default(), received: Arc::default() },
@@ -134,6 +150,7 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
         source,
         local,
         relays,
+        real,
         latencies: latencies.clone(),
         probes: Probes::default(),
         watched,
@@ -152,6 +169,7 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
         () = sampling => unreachable!("it looks for ever"),
     };
     let entries = run.fleet.first_state().entries();
+    let real = run.real.as_ref().map(Real::report);
     run.fleet.leave().await;
     let baselines = match plan.baseline && failures.is_empty() {
         true => baseline::measure(&phases, plan.nodes).await?,
@@ -180,6 +198,7 @@ pub async fn run(plan: Plan, nodes: Handle) -> Result<Report> {
         phases,
         baselines,
         samples,
+        real,
         failures,
     })
 }
@@ -218,6 +237,7 @@ impl Run {
         let received_bytes = self.fleet.received_bytes();
         self.latencies.begin();
         let start = Instant::now();
+        let probing = self.begin_real(phase).await?;
         match phase {
             None => self.fleet.join(),
             Some(phase) => result.writes = self.act(*phase).await?,
@@ -228,6 +248,9 @@ impl Run {
             return Ok(vec![late]);
         }
         let ended = Instant::now();
+        if let Some(probing) = probing {
+            result.writes += probing.finish(ended + self.patience).await?;
+        }
         result.seconds = ended.duration_since(start).as_secs_f64();
         let truth = match &self.source {
             Some(source) => source.truth().await?,
@@ -259,7 +282,29 @@ impl Run {
             failures.push(format!("{} deletions, though nothing was deleted", result.deletions));
         }
         failures.extend(self.fleet.mistakes());
+        if let (Some(real), Some(source)) = (&mut self.real, &self.source) {
+            let (found, wrong) = real.check(&self.cluster, source, ended, self.patience).await;
+            result.real = Some(found);
+            failures.extend(wrong);
+        }
         Ok(failures)
+    }
+
+    /// The real nodes join, or die and join anew; while a phase writes, what it takes until an edit is in their kernels is
+    /// measured.
+    async fn begin_real(&mut self, phase: Option<&Phase>) -> Result<Option<Probing>> {
+        let (Some(real), Some(source)) = (&mut self.real, &self.source) else { return Ok(None) };
+        match phase {
+            None => real.join()?,
+            Some(phase) => {
+                real.begin()?;
+                if *phase == Phase::Storm {
+                    real.restart().await?;
+                }
+                return Ok(phase.writes().then(|| real.probe(source.clone())));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns how many changes were written.
@@ -449,9 +494,9 @@ impl Plan {
             self.sample
         );
         ensure!(
-            self.nodes <= self.shape.nodes,
+            self.nodes + self.real <= self.shape.nodes,
             "{} streams are more than the {} nodes of the cluster: a larger --preset, or --nodes",
-            self.nodes,
+            self.nodes + self.real,
             self.shape.nodes
         );
         if let Servers::Given { pids, .. } = &self.servers {
@@ -469,7 +514,7 @@ impl Plan {
                     "{phase} acts on servers that the run started itself: use --local instead of --typha"
                 ),
                 Servers::Given { store: None, .. } if phase.writes() => anyhow::bail!(
-                    "{phase} writes to the datastore: name it with --etcd or --directory (it has to be empty)"
+                    "{phase} writes to the datastore: name it with --etcd, --kubeconfig or --directory (it has to be empty)"
                 ),
                 Servers::Given { .. } => {}
             }

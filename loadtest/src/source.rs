@@ -2,85 +2,212 @@
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
-use std::collections::HashMap;
+use futures::{StreamExt as _, stream};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use syncer_common::backend::config::{StoreConfig, open};
 use syncer_common::backend::{Datastore, Error};
+use syncer_common::kubernetes::Located;
 use syncer_common::model::{Kind, Update};
 use syncer_common::processors::Processors;
 
 use crate::cluster::{Change, Object};
 use crate::incumbent::values;
+use crate::kubernetes::{self, Kubernetes};
 use crate::node::{Keys, State};
 
 /// Writes under way at once.
 const WRITERS: usize = 64;
 const PREFIX: &str = "/calico/";
 
+/// What has to be there before the next.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Layer {
+    Namespaces,
+    ServiceAccounts,
+    Rest,
+}
+
+impl Layer {
+    fn of(key: &str) -> Layer {
+        match kubernetes::own(key).map(|object| object.resource.kind) {
+            Some("Namespace") => Layer::Namespaces,
+            Some("ServiceAccount") => Layer::ServiceAccounts,
+            _ => Layer::Rest,
+        }
+    }
+}
+
+/// Ends all of them, and returns the first error.
+async fn all(writes: impl Iterator<Item = impl Future<Output = Result<()>>>) -> Result<()> {
+    stream::iter(writes).buffer_unordered(WRITERS).collect::<Vec<_>>().await.into_iter().collect()
+}
+
 pub struct Source {
     store: Arc<dyn Datastore>,
+    /// The store, where it is the Kubernetes API: what Kubernetes keeps in objects of its own is written there.
+    kubernetes: Option<Kubernetes>,
     /// What is compared is in the form of Calico's Typha.
     calico: bool,
     /// Told of each deletion before it is made.
     keys: Keys,
     /// Objects of ours and their revisions.
     held: Mutex<HashMap<String, u64>>,
+    /// Revision of the newest change of ours.
+    newest: AtomicU64,
 }
 
 impl Source {
-    pub fn new(store: Arc<dyn Datastore>, calico: bool, keys: Keys) -> Self {
-        Source { store, calico, keys, held: Mutex::default() }
+    pub async fn open(config: &StoreConfig, calico: bool, keys: Keys) -> Result<Self> {
+        let (store, kubernetes): (Arc<dyn Datastore>, _) = match config {
+            StoreConfig::Kubernetes(config) => {
+                let kubernetes = Kubernetes::open(config.clone()).await?;
+                (kubernetes.store(), Some(kubernetes))
+            }
+            config => (open(config).await?, None),
+        };
+        Ok(Source { store, kubernetes, calico, keys, held: Mutex::default(), newest: AtomicU64::new(0) })
     }
 
     /// Puts a cluster into an empty datastore.
     pub async fn fill(&self, objects: Vec<Object>) -> Result<()> {
-        let there = self.store.get_prefix(PREFIX).await.context("reading the datastore")?;
+        let mut there = self.store.get_prefix(PREFIX).await.context("reading the datastore")?;
+        if self.kubernetes.is_some() {
+            there.retain(|object| !kubernetes::is_system(&object.key));
+        }
         if let Some(first) = there.first() {
+            let first = match self.kubernetes {
+                Some(_) => kubernetes::name(&first.key),
+                None => first.key.clone(),
+            };
             bail!(
-                "the datastore holds {} objects already (the first: {}): a synthetic cluster needs an empty one; to \
+                "the datastore holds {} objects already (the first: {first}): a synthetic cluster needs an empty one; to \
                  follow what is there without writing, leave the datastore's flags out",
                 there.len(),
-                first.key
             );
         }
-        let writes = objects.into_iter().map(|object| self.write(Change::Put(object)));
-        stream::iter(writes).buffer_unordered(WRITERS).try_collect::<()>().await
+        if let Err(error) = self.write_all(objects).await {
+            self.clear().await.context("removing what was written")?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Up to the first that can not be written. What is under way then is waited for, else nobody knows whether it
+    /// is there.
+    async fn write_all(&self, objects: Vec<Object>) -> Result<()> {
+        let mut by_layer = BTreeMap::<Layer, Vec<Object>>::new();
+        for object in objects {
+            by_layer.entry(Layer::of(&object.key)).or_default().push(object);
+        }
+        let failed = AtomicBool::new(false);
+        for objects in by_layer.into_values() {
+            let writes = objects.into_iter().map(async |object| {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let written = self.write(Change::Put(object)).await;
+                failed.fetch_or(written.is_err(), Ordering::Relaxed);
+                written
+            });
+            all(writes).await?;
+        }
+        Ok(())
     }
 
     /// One change; two of one key have to follow one another.
     pub async fn write(&self, change: Change) -> Result<()> {
         match change {
             Change::Put(Object { key, value }) => {
-                let value = Bytes::from(value);
-                let known = self.held().get(&key).copied();
-                let revision = match known {
-                    None => self.store.create(&key, value).await,
-                    Some(revision) => self.store.replace(&key, value, revision).await,
-                };
+                // Held from now on, since an answer may be lost.
+                let known = self.known(&key);
+                let revision = self.put(&key, value, known).await;
                 let revision = revision.with_context(|| format!("writing {key}"))?;
+                self.newest.fetch_max(revision, Ordering::Relaxed);
                 self.held().insert(key, revision);
             }
             Change::Delete(key) => {
                 self.keys.delete(&Processors::new().delete(&key).updates);
-                let deleted = self.store.delete(&key, None).await;
-                deleted.with_context(|| format!("deleting {key}"))?;
+                let deleted = self.delete(&key).await;
+                let revision = deleted.with_context(|| format!("deleting {key}"))?;
+                self.newest.fetch_max(revision, Ordering::Relaxed);
                 self.held().remove(&key);
             }
         }
         Ok(())
     }
 
+    /// The revision of the newest change that was written.
+    pub fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Relaxed)
+    }
+
+    /// The revision at which an object was written last.
+    pub fn revision(&self, key: &str) -> Option<u64> {
+        self.held().get(key).copied().filter(|revision| *revision > 0)
+    }
+
+    /// The name of what those revisions count.
+    pub fn name(&self) -> String {
+        self.store.clone().sources().first().map(|source| source.name().to_owned()).unwrap_or_default()
+    }
+
+    /// Of an object of ours; from now on it is one.
+    fn known(&self, key: &str) -> Option<u64> {
+        let mut held = self.held();
+        let known = held.get(key).copied();
+        held.entry(key.to_owned()).or_insert(0);
+        known
+    }
+
+    /// `known`: the revision of what is replaced. Objects of Kubernetes' own need none.
+    async fn put(&self, key: &str, value: Vec<u8>, known: Option<u64>) -> Result<u64> {
+        if let Some((kubernetes, own)) = self.own(key) {
+            kubernetes.put(&own, &value, known.is_none()).await?;
+            return Ok(0);
+        }
+        let value = Bytes::from(value);
+        Ok(match known {
+            None => self.store.create(key, value).await?,
+            Some(revision) => self.store.replace(key, value, revision).await?,
+        })
+    }
+
+    /// The revision of the deletion, where there is one.
+    async fn delete(&self, key: &str) -> Result<u64> {
+        if let Some((kubernetes, own)) = self.own(key) {
+            kubernetes.delete(&own).await?;
+            return Ok(0);
+        }
+        match self.store.delete(key, None).await {
+            // Went with its namespace.
+            Err(Error::NotFound { .. }) if self.kubernetes.is_some() => Ok(0),
+            deleted => Ok(deleted?),
+        }
+    }
+
+    fn own(&self, key: &str) -> Option<(&Kubernetes, Located)> {
+        self.kubernetes.as_ref().zip(kubernetes::own(key))
+    }
+
     /// Removes what was written, as far as it is still there.
     pub async fn clear(&self) -> Result<()> {
-        let keys: Vec<String> = self.held().drain().map(|(key, _)| key).collect();
-        let deletions = keys.into_iter().map(|key| async move {
-            match self.store.delete(&key, None).await {
-                Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(anyhow::Error::new(error).context(format!("deleting {key}"))),
-            }
-        });
-        stream::iter(deletions).buffer_unordered(WRITERS).try_collect::<()>().await
+        let mut by_layer = BTreeMap::<Layer, Vec<String>>::new();
+        for (key, _) in self.held().drain() {
+            by_layer.entry(Layer::of(&key)).or_default().push(key);
+        }
+        for keys in by_layer.into_values().rev() {
+            let deletions = keys.into_iter().map(|key| async move {
+                match self.delete(&key).await {
+                    Err(error) if matches!(error.downcast_ref(), Some(Error::NotFound { .. })) => Ok(()),
+                    deleted => deleted.map(drop).with_context(|| format!("deleting {key}")),
+                }
+            });
+            all(deletions).await?;
+        }
+        Ok(())
     }
 
     /// What felix has to hold of it.

@@ -6,7 +6,8 @@ const ROOT: &str = "/calico/resources/v3/projectcalico.org";
 /// Label that says when a change was due, in microseconds since the run began; never 0.
 pub const MARK: &str = "loadtest.bulrush/due";
 const APPS: [&str; 8] = ["web", "api", "cart", "search", "mail", "queue", "cache", "db"];
-const TIERS: [(&str, f64); 3] = [("security", 100.0), ("platform", 200.0), ("default", 1_000_000.0)];
+pub(super) const TIERS: [(&str, f64); 3] =
+    [("security", 100.0), ("platform", 200.0), ("default", 1_000_000.0)];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
@@ -21,7 +22,14 @@ fn uid(seed: &str) -> String {
     format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
 }
 
-fn resource(kind: &str, plural: &str, namespace: &str, name: &str, labels: Json, spec: Json) -> Object {
+pub(super) fn resource(
+    kind: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+    labels: Json,
+    spec: Json,
+) -> Object {
     let key = match namespace {
         "" => format!("{ROOT}/{plural}/{name}"),
         namespace => format!("{ROOT}/{plural}/{namespace}/{name}"),
@@ -63,23 +71,37 @@ pub fn node_name(index: usize) -> String {
     format!("node-{index:05}")
 }
 
+/// Its own, with the length of the network that all nodes are in.
+pub fn node_address(index: usize) -> String {
+    format!("172.16.{}.{}/16", index >> 8, index & 255)
+}
+
 pub fn node(index: usize) -> Object {
     let labels = json!({ "kubernetes.io/hostname": node_name(index), "rack": format!("r{}", index / 40) });
     let spec = json!({
-        "bgp": { "ipv4Address": format!("172.16.{}.{}/16", index >> 8, index & 255) },
+        "bgp": { "ipv4Address": node_address(index) },
         "orchRefs": [{ "nodeName": node_name(index), "orchestrator": "k8s" }],
     });
     resource("Node", "nodes", "", &node_name(index), labels, spec)
 }
 
-fn address(node: usize, slot: usize) -> String {
+pub fn address(node: usize, slot: usize) -> String {
     let number = (10 << 24 | 64 << 16) + (node * 64 + slot) as u32;
     std::net::Ipv4Addr::from(number).to_string()
 }
 
+fn cidr(node: usize) -> String {
+    format!("{}/26", address(node, 0))
+}
+
+/// Addresses of a node of ours, by its name.
+pub fn pod_cidr(node: &str) -> Option<String> {
+    Some(cidr(node.strip_prefix("node-")?.parse().ok()?))
+}
+
 /// The node's block, as Calico's IPAM writes it.
 pub fn block(node: usize, taken: &[bool]) -> Object {
-    let cidr = format!("{}/26", address(node, 0));
+    let cidr = cidr(node);
     let unallocated: Vec<usize> = (0..taken.len()).filter(|slot| !taken[*slot]).collect();
     let allocations: Vec<Option<usize>> = taken.iter().map(|taken| taken.then_some(0)).collect();
     let value = json!({
@@ -91,7 +113,7 @@ pub fn block(node: usize, taken: &[bool]) -> Object {
     Object { key, value: value.to_string().into_bytes() }
 }
 
-fn namespace_name(index: usize) -> String {
+pub(super) fn namespace_name(index: usize) -> String {
     format!("team-{index:03}")
 }
 
@@ -110,7 +132,7 @@ pub fn namespace(index: usize, policies: usize) -> Vec<Object> {
         resource("Profile", "profiles", "", &format!("ksa.{name}.default"), Json::Null, account),
     ];
     all.extend((0..policies).map(|policy| {
-        let (from, to) = (APPS[policy % APPS.len()], APPS[(policy + 1) % APPS.len()]);
+        let (from, to) = from_and_to(policy);
         let spec = json!({
             "tier": "default", "order": 1000 + policy, "selector": format!("app == '{to}'"), "types": ["Ingress"],
             "ingress": [{
@@ -123,6 +145,16 @@ pub fn namespace(index: usize, policies: usize) -> Vec<Object> {
     all
 }
 
+/// Apps that a namespace's policy is about.
+pub(super) fn from_and_to(policy: usize) -> (&'static str, &'static str) {
+    (APPS[policy % APPS.len()], APPS[(policy + 1) % APPS.len()])
+}
+
+/// That a version of a policy denies.
+pub(super) fn port(version: u32) -> u32 {
+    10_000 + version % 50_000
+}
+
 pub fn global_policy(index: usize, version: u32) -> Object {
     let tier = TIERS[index % 2].0;
     let spec = json!({
@@ -132,7 +164,7 @@ pub fn global_policy(index: usize, version: u32) -> Object {
             { "action": "Pass" },
         ],
         "egress": [
-            { "action": "Deny", "protocol": "TCP", "destination": { "ports": [10_000 + version % 50_000] } },
+            { "action": "Deny", "protocol": "TCP", "destination": { "ports": [port(version)] } },
             { "action": "Pass" },
         ],
     });
@@ -146,17 +178,20 @@ pub fn global_policy(index: usize, version: u32) -> Object {
     )
 }
 
+/// Of a network set.
+pub(super) fn nets(index: usize) -> Vec<String> {
+    let net = |number: usize| format!("198.{}.{}.0/24", 18 + (number >> 8), number & 255);
+    (index * 20..index * 20 + 20).map(net).collect()
+}
+
 pub fn network_set(index: usize) -> Object {
-    let nets = (index * 20..index * 20 + 20)
-        .map(|number| format!("198.{}.{}.0/24", 18 + (number >> 8), number & 255));
-    let nets: Vec<String> = nets.collect();
     resource(
         "GlobalNetworkSet",
         "globalnetworksets",
         "",
         &format!("s{index:03}"),
         json!({ "set": format!("s{index}") }),
-        json!({ "nets": nets }),
+        json!({ "nets": nets(index) }),
     )
 }
 
@@ -170,8 +205,13 @@ pub struct Pod {
 }
 
 impl Pod {
-    fn app(&self) -> &'static str {
+    pub(super) fn app(&self) -> &'static str {
         APPS[self.id % APPS.len()]
+    }
+
+    /// On its node.
+    pub(super) fn interface(&self) -> String {
+        format!("cali{:011x}", self.id)
     }
 
     fn pod_name(&self) -> String {
@@ -205,7 +245,7 @@ impl Pod {
         }
         let spec = json!({
             "node": node_name(self.node), "orchestrator": "k8s", "pod": self.pod_name(), "endpoint": "eth0",
-            "interfaceName": format!("cali{:011x}", self.id), "serviceAccountName": "default",
+            "interfaceName": self.interface(), "serviceAccountName": "default",
             "ipNetworks": [format!("{}/32", address(self.node, self.slot))],
             "profiles": [format!("kns.{namespace}"), format!("ksa.{namespace}.default")],
             "ports": [{ "name": "http", "protocol": "TCP", "port": 8080 }],

@@ -32,6 +32,7 @@ mod failure;
 mod kind;
 mod known;
 mod object;
+mod own;
 mod watch;
 mod write;
 
