@@ -32,10 +32,10 @@ test-vm: deps ## what needs modules of Debian's own kernel (IP-in-IP), in a virt
 fuzz: build ## every fuzz target for 60 s (SECONDS=n, SEED=n); a short run is part of the tests
 	@$(or $(CARGO_TARGET_DIR),target)/debug/fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-bench: build ## measure, and write the numbers into docs/performance.md (some 10 minutes)
+bench: deps ## measure, and write the numbers into docs/performance.md (some 10 minutes)
 	@scripts/bench
 
-bench-long: build ## the same with stalls of 10 minutes and 5,000 nodes
+bench-long: deps ## the same with stalls of 10 minutes and 5,000 nodes
 	@scripts/bench --long
 
 lint: ## format, clippy, dependency direction

@@ -19,23 +19,60 @@ const END: &str = "<!-- end of what `make bench` measured -->";
 #[derive(Deserialize)]
 struct Fanout {
     streams: usize,
-    /// Bytes of a message, and server CPU as a multiple of raw TCP's.
-    plain: [(u64, f64); 2],
-    compressed: (u64, f64),
-    /// As multiples of raw TLS.
-    tls_plain: [(u64, f64); 2],
-    tls_compressed: (u64, f64),
-    snapshot_streams: usize,
-    /// Milliseconds of server CPU per stream.
-    snapshot_plain_ms: f64,
-    snapshot_compressed_ms: f64,
-    snapshot_raw_ms: f64,
-    /// Of the bytes on the wire, compressed to plain.
-    snapshot_wire: f64,
-    store_over_payload: f64,
-    peak_mb: f64,
+    /// Small messages, large ones, and large ones compressed; raw TCP is uncompressed.
+    steady: [Steady; 3],
+    /// The same with mTLS, beside raw TLS.
+    tls: [Steady; 3],
+    snapshot: Snapshot,
+    memory: Memory,
     idle_kb: f64,
     idle_tls_kb: f64,
+    sustained: Option<Sustained>,
+}
+
+#[derive(Deserialize)]
+struct Steady {
+    bytes: u64,
+    typha: Cost,
+    raw: Cost,
+    bare: Option<Cost>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+struct Cost {
+    cpu_us: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+#[derive(Deserialize)]
+struct Snapshot {
+    streams: usize,
+    /// Of server CPU per stream.
+    plain_ms: f64,
+    compressed_ms: f64,
+    raw_ms: f64,
+    compressed_s: f64,
+    raw_s: f64,
+    /// Bytes on the wire, compressed to plain.
+    wire: f64,
+    store_over_payload: f64,
+}
+
+#[derive(Deserialize)]
+struct Memory {
+    steady_mb: f64,
+    peak_mb: f64,
+}
+
+#[derive(Deserialize)]
+struct Sustained {
+    streams: usize,
+    updates_per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    cpu_percent: f64,
+    behind_ms: f64,
 }
 
 struct Row {
@@ -106,73 +143,108 @@ impl Runner {
 }
 
 fn of_fanout(fanout: &Fanout) -> Vec<Row> {
-    let command = || {
-        format!("cargo bench --profile dev --bench fanout -- {} {}", fanout.streams, fanout.snapshot_streams)
-    };
-    let row = |what: String, target, measured: String, beside: &str| Row {
+    let snapshot = &fanout.snapshot;
+    let command =
+        format!("cargo bench --workspace --bench fanout -- {} {}", fanout.streams, snapshot.streams);
+    let row = |what: String, target, measured: String, beside: String| Row {
         what,
         target,
         measured,
-        beside: beside.into(),
-        command: command(),
+        beside,
+        command: command.clone(),
     };
-    let kb = |bytes: u64| format!("{:.1} KB", bytes as f64 / 1e3);
-    let messages = |(bytes, ratio): (u64, f64), how: &str, target, beside: &str| {
+    let mut rows = Vec::new();
+    for (lines, raw, compressed) in
+        [(&fanout.steady, "raw TCP", "≤ 1.0 ×"), (&fanout.tls, "raw TLS", "≤ 1.4 ×")]
+    {
+        for (line, how) in lines.iter().zip(["plain", "plain", "compressed once"]) {
+            let Steady { bytes, typha, raw: beside, bare } = line;
+            let times = |cost: Cost| format!("{:.1} µs, {:.2} ×", cost.cpu_us, cost.cpu_us / beside.cpu_us);
+            let bare = bare.map_or(String::new(), |bare| format!("; HTTP/2 alone: {}", times(bare)));
+            rows.push(row(
+                format!(
+                    "server CPU per message, {} streams, {:.1} KB {how}{}",
+                    fanout.streams,
+                    *bytes as f64 / 1e3,
+                    if raw == "raw TLS" { ", mTLS" } else { "" }
+                ),
+                if how == "plain" { "≤ 1.4 ×" } else { compressed },
+                times(*typha),
+                format!("{raw}, as many bytes uncompressed: {:.1} µs{bare}", beside.cpu_us),
+            ));
+            rows.push(row(
+                "the same: change → receipt by all".into(),
+                "p50 ≤ 1.3 ×, p99 ≤ 1.5 ×",
+                format!(
+                    "p50 {:.1} ms, {:.2} ×; p99 {:.1} ms, {:.2} ×",
+                    typha.p50_ms,
+                    typha.p50_ms / beside.p50_ms,
+                    typha.p99_ms,
+                    typha.p99_ms / beside.p99_ms
+                ),
+                format!("{raw}: p50 {:.1} ms, p99 {:.1} ms", beside.p50_ms, beside.p99_ms),
+            ));
+        }
+    }
+    let Memory { steady_mb, peak_mb } = fanout.memory;
+    let Snapshot { streams, plain_ms, compressed_ms, raw_ms, compressed_s, raw_s, wire, .. } = snapshot;
+    rows.extend([
         row(
-            format!("server CPU per message, {} streams, {} {how}", fanout.streams, kb(bytes)),
-            target,
-            format!("{ratio:.2} ×"),
-            &format!("{beside}, as many bytes as the client reads, uncompressed"),
-        )
-    };
-    let raw = fanout.snapshot_raw_ms;
-    vec![
-        messages(fanout.plain[0], "plain", "≤ 1.4 ×", "raw TCP"),
-        messages(fanout.plain[1], "plain", "≤ 1.4 ×", "raw TCP"),
-        messages(fanout.compressed, "compressed once", "≤ 1.0 ×", "raw TCP"),
-        messages(fanout.tls_plain[0], "plain, mTLS", "≤ 1.4 ×", "raw TLS"),
-        messages(fanout.tls_plain[1], "plain, mTLS", "≤ 1.4 ×", "raw TLS"),
-        messages(fanout.tls_compressed, "compressed once, mTLS", "≤ 1.4 ×", "raw TLS"),
-        row(
-            format!(
-                "snapshot of 100,000 endpoints to {} streams, compressed, building included: CPU",
-                fanout.snapshot_streams
-            ),
+            format!("snapshot of 100,000 endpoints to {streams} streams, compressed, building included: CPU"),
             "≤ 0.25 ×",
+            format!("{compressed_ms:.1} ms a stream, {:.2} ×", compressed_ms / raw_ms),
             format!(
-                "{:.2} × ({:.0} ms a stream; plain {:.2} ×)",
-                fanout.snapshot_compressed_ms / raw,
-                fanout.snapshot_compressed_ms,
-                fanout.snapshot_plain_ms / raw
+                "raw TCP uncompressed: {raw_ms:.1} ms; plain {plain_ms:.1} ms, {:.2} ×",
+                plain_ms / raw_ms
             ),
-            "raw TCP uncompressed",
         ),
         row(
-            "the same: bytes on the wire".into(),
-            "≤ 15 %",
-            format!("{:.1} %", 100.0 * fanout.snapshot_wire),
-            "plain",
+            "the same: until all have it, connecting included".into(),
+            "≤ 0.25 ×",
+            format!("{compressed_s:.1} s, {:.2} ×", compressed_s / raw_s),
+            format!("raw TCP uncompressed: {raw_s:.1} s"),
+        ),
+        row("the same: bytes on the wire".into(), "≤ 15 %", format!("{:.1} %", 100.0 * wire), "plain".into()),
+        row(
+            format!("memory: 100,000 endpoints, {} streams", fanout.streams),
+            "≤ 150 MB",
+            format!("{steady_mb:.0} MB"),
+            String::new(),
         ),
         row(
-            "memory while they take it (the store included)".into(),
-            "≤ 150 MB at 1,000 clients",
-            format!("{:.0} MB at {}", fanout.peak_mb, fanout.snapshot_streams),
-            "",
+            "the same, while all of them take a snapshot at once".into(),
+            "≤ 15 % more",
+            format!("{peak_mb:.0} MB, {:+.0} %", 100.0 * (peak_mb / steady_mb - 1.0)),
+            String::new(),
         ),
         row(
             "store".into(),
             "≤ 1.3 × payload",
-            format!("{:.2} ×", fanout.store_over_payload),
-            "bytes of the entries",
+            format!("{:.2} ×", snapshot.store_over_payload),
+            "bytes of the entries".into(),
         ),
         row(
             format!("memory per idle client, plain, {} streams", fanout.streams),
             "≤ 25 KB",
             format!("{:.1} KB", fanout.idle_kb),
-            "",
+            String::new(),
         ),
-        row("the same with mTLS".into(), "≤ 35 KB", format!("{:.1} KB", fanout.idle_tls_kb), ""),
-    ]
+        row("the same with mTLS".into(), "≤ 35 KB", format!("{:.1} KB", fanout.idle_tls_kb), String::new()),
+    ]);
+    if let Some(Sustained { streams, updates_per_second, p50_ms, p99_ms, cpu_percent, behind_ms }) =
+        &fanout.sustained
+    {
+        let line = row(
+            format!("one replica, {streams} streams, {updates_per_second:.0} updates/s for 10 s, compressed"),
+            "in step, p99 ≤ 250 ms",
+            format!(
+                "p50 {p50_ms:.0} ms, p99 {p99_ms:.0} ms; all had all {behind_ms:.0} ms after the last change"
+            ),
+            format!("server: {cpu_percent:.0} % of a processor; the clients share the machine"),
+        );
+        rows.push(Row { command: format!("{command} {streams}"), ..line });
+    }
+    rows
 }
 
 /// Real nodes among simulated ones: the demo's summary.

@@ -4,6 +4,7 @@ use proto::model::{WorkloadEndpoint, value};
 use syncer_common::digest;
 use syncer_common::model::{Key, Update};
 
+/// `version`: when the change was made, or 0.
 pub fn endpoint(n: u64, version: u64) -> Update {
     let hash = |n: u64| digest::hash(&n.to_string(), b"");
     let (host, namespace) = (n % 1_000, n % 211);
