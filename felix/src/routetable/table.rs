@@ -261,12 +261,14 @@ impl RouteTable {
         for &version in &self.versions {
             routes.extend(self.netlink.routes(version).await?);
         }
-        let ours = |index: u32| {
+        // What was made here stays ours when its interface is given a name that is no workload's.
+        let ours = |dst: IpNet, index: u32| {
             self.interfaces.by_index(index).is_some_and(|link| self.settings.is_workload(&link.name))
+                || self.made.contains(&(dst, index))
         };
-        routes.retain(|route| route.interface.is_some_and(ours));
+        routes.retain(|route| route.interface.is_some_and(|index| ours(route.dst, index)));
         let mut neighbours: BTreeSet<_> = self.netlink.neighbours(IpVersion::V4).await?.into_iter().collect();
-        neighbours.retain(|neighbour| ours(neighbour.interface));
+        neighbours.retain(|neighbour| ours(neighbour.address.into(), neighbour.interface));
         let flapped = std::mem::take(&mut self.flapped);
         let steady = |index: u32| {
             let up = |links: &Interfaces| links.by_index(index).is_some_and(|link| link.up);
