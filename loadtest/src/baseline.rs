@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use daemon::Endpoint;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -218,7 +219,7 @@ type Sender = broadcast::Sender<u64>;
 
 /// Serves until its input ends: `wait N` answers when N streams are there, `go` when all was sent.
 pub async fn serve(kind: Kind, size: usize, messages: u64, apart: Duration) -> Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = Endpoint::new("127.0.0.1", 0).bind("streams").await?;
     println!("{}", listener.local_addr()?);
     let (sender, _) = broadcast::channel(QUEUE);
     let mut serving = JoinSet::new();

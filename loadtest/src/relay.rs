@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use daemon::CancellationToken;
-use tokio::net::{TcpListener, TcpStream};
+use daemon::{CancellationToken, Endpoint};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 #[derive(Clone)]
@@ -21,8 +21,8 @@ pub struct Relay {
 
 impl Relay {
     /// Relays a free port of `host` to `server` until `stop`.
-    pub async fn start(host: String, server: String, stop: CancellationToken) -> std::io::Result<Relay> {
-        let listener = TcpListener::bind((host, 0)).await?;
+    pub async fn start(host: String, server: String, stop: CancellationToken) -> anyhow::Result<Relay> {
+        let listener = Endpoint::new(host, 0).bind("nodes").await?;
         let relay = Relay {
             address: listener.local_addr()?,
             closed: Arc::default(),
@@ -102,6 +102,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
     use tokio::time::timeout;
 
     use super::*;

@@ -10,6 +10,7 @@ use anyhow::Context;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
+use nix::sys::socket::{Backlog, listen};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
@@ -45,6 +46,9 @@ impl Endpoint {
             },
             host => TcpListener::bind((host, self.port)).await,
         };
+        // tokio asks for 128 (listen(2)), and all agents come at once when another server has died: whoever does not fit in
+        // waits for retransmissions, or is reset. The kernel's own bound is net.core.somaxconn.
+        let bound = bound.and_then(|listener| Ok(listen(&listener, Backlog::MAXCONN).map(|()| listener)?));
         let host = if self.host.is_empty() { "*" } else { &self.host };
         bound.with_context(|| {
             format!(
@@ -325,6 +329,19 @@ mod tests {
         answers(second, "/liveness", false).await;
         cancel.cancel();
         server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_thousand_agents_may_come_at_once() {
+        let listener = Endpoint::new("127.0.0.1", 0).bind("agents").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let ss =
+            std::process::Command::new("ss").args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
+        let line = String::from_utf8(ss.stdout).unwrap();
+        // ss(8): of a socket that listens, Send-Q is the backlog.
+        let backlog: u32 = line.split_whitespace().nth(2).unwrap().parse().unwrap();
+        let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+        assert_eq!(backlog, 4_096.min(most));
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use daemon::{CancellationToken, Endpoint};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use transport::{Io, ServerTls};
@@ -141,7 +141,7 @@ async fn broadcast_to<F>(serve: Serve<F>, tls: Option<Arc<ServerTls>>) -> anyhow
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = Endpoint::new("127.0.0.1", 0).bind("streams").await?;
     say(&listener.local_addr()?.to_string());
     let (sender, _) = broadcast::channel::<Bytes>(256);
     let mut streams = JoinSet::new();
