@@ -184,22 +184,22 @@ impl Collected {
                 match chains.mode() {
                     InsertMode::Insert => {
                         for (rule, id) in movable.rev() {
-                            writeln!(text, "{}", insert_line(chain, Some(id), rule))?;
+                            writeln!(text, "{}", insert_line(chain, Some(*id), rule))?;
                         }
                     }
                     InsertMode::Append => {
                         for (rule, id) in movable {
-                            writeln!(text, "{}", append_line(chain, Some(id), rule))?;
+                            writeln!(text, "{}", append_line(chain, Some(*id), rule))?;
                         }
                     }
                 }
                 for (rule, id) in hooks.last.iter().zip(hash::hook_hashes(chain, true, &hooks.last)) {
-                    writeln!(text, "{}", append_line(chain, Some(&id), rule))?;
+                    writeln!(text, "{}", append_line(chain, Some(id), rule))?;
                 }
             }
             for wanted in wanted.values() {
                 for (rule, id) in wanted.chain.rules.iter().zip(&wanted.hashes) {
-                    writeln!(text, "{}", append_line(&wanted.chain.name, Some(id), rule))?;
+                    writeln!(text, "{}", append_line(&wanted.chain.name, Some(*id), rule))?;
                 }
             }
             writeln!(text, "COMMIT")?;

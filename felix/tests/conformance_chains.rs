@@ -189,7 +189,7 @@ fn corrected(case: &Value, name: &str, lines: Vec<String>) -> Vec<String> {
             if rule.action == DenyAction::Reject.action() {
                 rule.action = DenyAction::Drop.action();
                 for comment in &mut rule.comments {
-                    *comment = comment.replace("Reject ", "Drop ");
+                    *comment = comment.replace("Reject ", "Drop ").into();
                 }
             }
             rule
@@ -293,7 +293,7 @@ fn every_kernel_hook_has_the_recorded_lines() {
         let line = if append { append_line } else { insert_line };
         let hashes = hook_hashes(chain, append, &rules);
         let lines: Vec<String> =
-            rules.iter().zip(&hashes).map(|(rule, hash)| line(chain, Some(hash), rule)).collect();
+            rules.iter().zip(&hashes).map(|(rule, hash)| line(chain, Some(*hash), rule)).collect();
         report.check(&format!("{variant} {} {chain}", text(case, "table")), &lines, &texts(case, "lines"));
     }
     report.finish("hooks");

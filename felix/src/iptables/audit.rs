@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::InsertMode;
+use super::hash::RuleId;
 use super::parse::{SavedTable, is_our_chain};
 use super::plan::{Hooks, Plan, Wanted, WantedChain, hook_lines};
 use crate::drift;
@@ -55,7 +56,7 @@ impl Left {
         for (name, left) in &self.chains {
             match now.chains.get(name) {
                 None => chains.push((name.as_str(), "removed")),
-                Some(found) if digest(found.rules.iter().map(|rule| rule.hash.as_deref())) != *left => {
+                Some(found) if digest(found.rules.iter().map(|rule| rule.hash)) != *left => {
                     chains.push((name.as_str(), "changed"));
                 }
                 Some(_) => {}
@@ -72,10 +73,10 @@ impl Left {
 }
 
 fn ids(chain: &WantedChain) -> u64 {
-    digest(chain.hashes.iter().map(|id| Some(id.as_str())))
+    digest(chain.hashes.iter().map(|id| Some(*id)))
 }
 
-fn digest<'a>(ids: impl Iterator<Item = Option<&'a str>>) -> u64 {
+fn digest(ids: impl Iterator<Item = Option<RuleId>>) -> u64 {
     let mut hasher = DefaultHasher::new();
     ids.for_each(|id| id.hash(&mut hasher));
     hasher.finish()
@@ -98,7 +99,7 @@ mod tests {
         let hooks = Hooks { movable: vec![jump("cali-a")], last: Vec::new() };
         let hook = append_line(
             "INPUT",
-            hash::hook_hashes("INPUT", false, &hooks.movable).first().map(String::as_str),
+            hash::hook_hashes("INPUT", false, &hooks.movable).first().copied(),
             &hooks.movable[0],
         );
         let wanted = chains.iter().map(|chain| (chain.chain.name.as_str(), chain)).collect();
@@ -110,7 +111,7 @@ mod tests {
                     .rules
                     .iter()
                     .zip(&made.hashes)
-                    .map(|(rule, id)| append_line(&made.chain.name, Some(id), rule) + "\n")
+                    .map(|(rule, id)| append_line(&made.chain.name, Some(*id), rule) + "\n")
             })
             .collect();
         let head = "*filter\n:INPUT ACCEPT [0:0]\n:cali-a - [0:0]\n:cali-b - [0:0]\n";

@@ -14,14 +14,29 @@ use super::{Chain, Rule};
 /// Characters of the encoded hash that become the id.
 const ID_LENGTH: usize = 16;
 
+/// What a rule is known by in the kernel: the beginning of its hash, in base64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RuleId([u8; ID_LENGTH]);
+
+impl RuleId {
+    /// As it stands in a comment. One of another length was made by nobody: it equals none that is wanted.
+    pub fn parse(id: &str) -> RuleId {
+        RuleId(id.as_bytes().try_into().unwrap_or_default())
+    }
+
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
 /// Ids of a chain of ours, one per rule.
-pub fn chain_hashes(chain: &Chain) -> Vec<String> {
+pub fn chain_hashes(chain: &Chain) -> Box<[RuleId]> {
     hashes(&chain.name, &chain.rules)
 }
 
 /// Ids of our rules in a chain of the kernel. Rules that always go to the end are hashed as those of a chain
 /// of another name, so that they are told apart from those that are inserted at the top.
-pub fn hook_hashes(kernel_chain: &str, append_always: bool, rules: &[Rule]) -> Vec<String> {
+pub fn hook_hashes(kernel_chain: &str, append_always: bool, rules: &[Rule]) -> Box<[RuleId]> {
     if append_always {
         hashes(&format!("{kernel_chain}*appends*"), rules)
     } else {
@@ -29,7 +44,7 @@ pub fn hook_hashes(kernel_chain: &str, append_always: bool, rules: &[Rule]) -> V
     }
 }
 
-fn hashes(chain: &str, rules: &[Rule]) -> Vec<String> {
+fn hashes(chain: &str, rules: &[Rule]) -> Box<[RuleId]> {
     let mut previous = Sha224::digest(chain.as_bytes());
     let mut ids = Vec::with_capacity(rules.len());
     for rule in rules {
@@ -41,14 +56,14 @@ fn hashes(chain: &str, rules: &[Rule]) -> Vec<String> {
             digest.update(fragment.as_bytes());
         }
         previous = digest.finalize();
-        ids.push(URL_SAFE_NO_PAD.encode(previous)[..ID_LENGTH].to_owned());
+        ids.push(RuleId::parse(&URL_SAFE_NO_PAD.encode(previous)[..ID_LENGTH]));
     }
-    ids
+    ids.into()
 }
 
 /// The comment that carries an id.
-pub fn hash_comment(id: &str) -> String {
-    format!("{HASH_PREFIX}{id}")
+pub fn hash_comment(id: RuleId) -> String {
+    format!("{HASH_PREFIX}{}", id.as_str())
 }
 
 #[cfg(test)]
@@ -65,7 +80,7 @@ mod tests {
             [("INPUT", "Cz_u1IQiXIMmKD4c"), ("FORWARD", "wUHhoiAYhphO9Mso"), ("OUTPUT", "tVnHkvAo15HuiPy0")];
         for (chain, id) in known {
             let ids = hook_hashes(chain, false, &[jump(&format!("cali-{chain}"))]);
-            assert_eq!(ids, [id]);
+            assert_eq!(ids.iter().map(RuleId::as_str).collect::<Vec<_>>(), [id]);
         }
     }
 

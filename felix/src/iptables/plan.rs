@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::hash::RuleId;
 use super::parse::{SavedRule, SavedTable, is_our_chain};
 use super::{Backend, Chain, InsertMode, Rule, TableName, hash, render};
 
@@ -14,7 +15,7 @@ use super::{Backend, Chain, InsertMode, Rule, TableName, hash, render};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedChain {
     pub chain: Chain,
-    pub hashes: Vec<String>,
+    pub hashes: Box<[RuleId]>,
 }
 
 impl WantedChain {
@@ -126,7 +127,7 @@ pub fn plan(wanted: &Wanted<'_>, saved: &SavedTable) -> Plan {
     Plan { text, commits, rewritten, removed, hooks_changed }
 }
 
-fn same(want: &[String], have: &[SavedRule]) -> bool {
+fn same(want: &[RuleId], have: &[SavedRule]) -> bool {
     want.len() == have.len() && want.iter().zip(have).all(|(want, have)| have.hash.as_ref() == Some(want))
 }
 
@@ -136,7 +137,7 @@ fn append_from(want: &WantedChain, start: usize) -> impl Iterator<Item = String>
         .iter()
         .zip(&want.hashes)
         .skip(start)
-        .map(|(rule, id)| render::append_line(&want.chain.name, Some(id), rule))
+        .map(|(rule, id)| render::append_line(&want.chain.name, Some(*id), rule))
 }
 
 /// Legacy replaces the whole table anyway; rules that stay keep their counters if only others are named.
@@ -144,8 +145,8 @@ fn rule_by_rule(want: &WantedChain, have: &[SavedRule]) -> Vec<String> {
     let name = &want.chain.name;
     let mut lines = Vec::new();
     for (i, (rule, id)) in want.chain.rules.iter().zip(&want.hashes).enumerate().take(have.len()) {
-        if have[i].hash.as_ref() != Some(id) {
-            lines.push(render::replace_line(name, i + 1, Some(id), rule));
+        if have[i].hash != Some(*id) {
+            lines.push(render::replace_line(name, i + 1, Some(*id), rule));
         }
     }
     lines.extend(append_from(want, have.len()));
@@ -162,15 +163,14 @@ pub(super) fn hook_lines(chain: &str, want: &Hooks, have: &[SavedRule], mode: In
     let foreign = have.iter().filter(|rule| !is_ours(rule)).count();
     let others = std::iter::repeat_n(None, foreign);
     let (top, bottom) = match mode {
-        InsertMode::Insert => (movable.as_slice(), [].as_slice()),
-        InsertMode::Append => ([].as_slice(), movable.as_slice()),
+        InsertMode::Insert => (&*movable, [].as_slice()),
+        InsertMode::Append => ([].as_slice(), &*movable),
     };
-    let expected =
-        top.iter().map(Some).chain(others).chain(bottom.iter().map(Some)).chain(last.iter().map(Some));
-    let actual = have
-        .iter()
-        .map(|rule| if is_ours(rule) { Some(rule.hash.as_deref().unwrap_or_default()) } else { None });
-    if expected.map(|id| id.map(String::as_str)).eq(actual) {
+    // Of each rule: whether it is ours, and its id.
+    let made = |ids: &'_ [RuleId]| ids.iter().map(|id| Some(Some(*id))).collect::<Vec<_>>();
+    let expected = made(top).into_iter().chain(others).chain(made(bottom)).chain(made(&last));
+    let actual = have.iter().map(|rule| is_ours(rule).then_some(rule.hash));
+    if expected.eq(actual) {
         return Vec::new();
     }
     let mut lines: Vec<String> =
@@ -178,13 +178,13 @@ pub(super) fn hook_lines(chain: &str, want: &Hooks, have: &[SavedRule], mode: In
     let movable = want.movable.iter().zip(&movable);
     match mode {
         InsertMode::Insert => {
-            lines.extend(movable.rev().map(|(rule, id)| render::insert_line(chain, Some(id), rule)))
+            lines.extend(movable.rev().map(|(rule, id)| render::insert_line(chain, Some(*id), rule)))
         }
         InsertMode::Append => {
-            lines.extend(movable.map(|(rule, id)| render::append_line(chain, Some(id), rule)))
+            lines.extend(movable.map(|(rule, id)| render::append_line(chain, Some(*id), rule)))
         }
     }
-    lines.extend(want.last.iter().zip(&last).map(|(rule, id)| render::append_line(chain, Some(id), rule)));
+    lines.extend(want.last.iter().zip(&last).map(|(rule, id)| render::append_line(chain, Some(*id), rule)));
     lines
 }
 
@@ -250,10 +250,10 @@ mod tests {
             for (name, hooks) in &self.hooks {
                 let movable: Vec<_> =
                     hooks.movable.iter().zip(hash::hook_hashes(name, false, &hooks.movable)).collect();
-                let top = movable.iter().map(|(rule, id)| render::append_line(name, Some(id), rule));
+                let top = movable.iter().map(|(rule, id)| render::append_line(name, Some(*id), rule));
                 let others = foreign.iter().map(|rule| format!("-A {name} {rule}"));
                 let last = hooks.last.iter().zip(hash::hook_hashes(name, true, &hooks.last));
-                let last = last.map(|(rule, id)| render::append_line(name, Some(&id), rule));
+                let last = last.map(|(rule, id)| render::append_line(name, Some(id), rule));
                 let all: Vec<String> = match self.mode {
                     InsertMode::Insert => top.chain(others).chain(last).collect(),
                     InsertMode::Append => others.chain(top).chain(last).collect(),

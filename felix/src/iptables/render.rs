@@ -1,5 +1,6 @@
 //! Lines for `iptables-restore`. Pure text: what a line does in a transaction is the table driver's matter.
 
+use super::hash::{RuleId, hash_comment};
 use super::{Chain, Rule, TableName};
 
 /// What our ids start with, inside the comment.
@@ -48,30 +49,30 @@ fn comment_fragment(text: &str) -> String {
 }
 
 /// The rule without command and chain: `[hash comment] [comments] match action`.
-pub fn rule_spec(hash: Option<&str>, rule: &Rule) -> String {
+pub fn rule_spec(hash: Option<RuleId>, rule: &Rule) -> String {
     let mut parts = Vec::new();
     if let Some(hash) = hash {
-        parts.push(comment_fragment(&format!("{HASH_PREFIX}{hash}")));
+        parts.push(comment_fragment(&hash_comment(hash)));
     }
     parts.extend(fragments(rule));
     parts.join(" ")
 }
 
-fn line(command: &str, hash: Option<&str>, rule: &Rule) -> String {
+fn line(command: &str, hash: Option<RuleId>, rule: &Rule) -> String {
     let spec = rule_spec(hash, rule);
     if spec.is_empty() { command.to_owned() } else { format!("{command} {spec}") }
 }
 
-pub fn append_line(chain: &str, hash: Option<&str>, rule: &Rule) -> String {
+pub fn append_line(chain: &str, hash: Option<RuleId>, rule: &Rule) -> String {
     line(&format!("-A {chain}"), hash, rule)
 }
 
-pub fn insert_line(chain: &str, hash: Option<&str>, rule: &Rule) -> String {
+pub fn insert_line(chain: &str, hash: Option<RuleId>, rule: &Rule) -> String {
     line(&format!("-I {chain}"), hash, rule)
 }
 
 /// Positions count from 1.
-pub fn replace_line(chain: &str, position: usize, hash: Option<&str>, rule: &Rule) -> String {
+pub fn replace_line(chain: &str, position: usize, hash: Option<RuleId>, rule: &Rule) -> String {
     line(&format!("-R {chain} {position}"), hash, rule)
 }
 
@@ -82,7 +83,7 @@ pub fn delete_line(chain: &str, position: usize) -> String {
 /// All lines of a chain, with their hashes.
 pub fn chain_lines(chain: &Chain) -> Vec<String> {
     let hashes = super::hash::chain_hashes(chain);
-    chain.rules.iter().zip(&hashes).map(|(rule, hash)| append_line(&chain.name, Some(hash), rule)).collect()
+    chain.rules.iter().zip(&hashes).map(|(rule, hash)| append_line(&chain.name, Some(*hash), rule)).collect()
 }
 
 impl TableName {

@@ -249,7 +249,7 @@ impl Table {
             return;
         };
         tracing::error!(table = self.name.name(), chain = name, %error, "the kernel refuses this chain; it is closed until it changes");
-        let comments = vec!["Refused by the kernel".to_owned()];
+        let comments = vec!["Refused by the kernel".into()];
         let rules = match self.name {
             // The kernel does not let the nat table drop.
             TableName::Nat => Vec::new(),
@@ -284,8 +284,7 @@ fn expect(saved: &mut SavedTable, wanted: &Wanted<'_>, plan: &Plan) {
     }
     for name in &plan.rewritten {
         if let Some(wanted) = wanted.chains.get(name.as_str()) {
-            let rules =
-                wanted.hashes.iter().map(|id| SavedRule { hash: Some(id.clone()), text: String::new() });
+            let rules = wanted.hashes.iter().map(|id| SavedRule { hash: Some(*id), text: Box::default() });
             saved.chains.entry(name.clone()).or_default().rules = rules.collect();
         }
     }

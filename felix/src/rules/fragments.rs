@@ -1,5 +1,7 @@
 //! Match and action fragments, spelled as upstream spells them: the spelling is part of the hashes.
 
+use std::borrow::Cow;
+
 use crate::ipsets::kernel_name;
 use crate::iptables::{IpVersion, Rule};
 
@@ -144,7 +146,7 @@ impl Match {
 }
 
 impl Rule {
-    pub(super) fn comment(mut self, comment: impl Into<String>) -> Self {
+    pub(super) fn comment(mut self, comment: impl Into<Cow<'static, str>>) -> Self {
         self.comments.push(comment.into());
         self
     }

@@ -123,7 +123,7 @@ impl Renderer {
         if rendered.is_empty() {
             rendered.push(Rule::default());
         }
-        rendered[0].comments.insert(0, context.owner.chain_comment(context.direction));
+        rendered[0].comments.insert(0, context.owner.chain_comment(context.direction).into());
         rendered
     }
 
@@ -141,7 +141,7 @@ impl Renderer {
         rendered.extend(self.verdict(context, index, &rule.action, matches));
         for rendered in &mut rendered {
             rendered.comments =
-                rule.annotations.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                rule.annotations.iter().map(|(key, value)| format!("{key}={value}").into()).collect();
         }
         rendered
     }

@@ -15,8 +15,8 @@ fn restore(mut table: SavedTable, text: &str) -> Result<SavedTable, String> {
         let known = table.chains.contains_key(name);
         let saved = |text: &str| -> SavedRule {
             let hash =
-                text.split_once("\"cali:").and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()));
-            SavedRule { text: text.replace("--jump", "-j"), hash }
+                text.split_once("\"cali:").and_then(|(_, rest)| Some(RuleId::parse(rest.split_once('"')?.0)));
+            SavedRule { text: text.replace("--jump", "-j").into(), hash }
         };
         match verb {
             _ if verb.starts_with('*') || verb == "COMMIT" => {}
@@ -48,7 +48,7 @@ fn restore(mut table: SavedTable, text: &str) -> Result<SavedTable, String> {
                 let rules = &mut table.chains.get_mut(name).ok_or(line)?.rules;
                 let at = match rest.parse::<usize>() {
                     Ok(position) => position - 1,
-                    Err(_) => rules.iter().position(|rule| rule.text == rest).ok_or(line)?,
+                    Err(_) => rules.iter().position(|rule| &*rule.text == rest).ok_or(line)?,
                 };
                 if at >= rules.len() {
                     return Err(line.to_owned());
@@ -84,10 +84,10 @@ fn hooks() -> impl Strategy<Value = BTreeMap<String, Hooks>> {
 /// Foreign rules, ours with ids that may or may not be wanted, and jumps without id to chains of ours.
 fn kernel() -> impl Strategy<Value = SavedTable> {
     let rule = prop_oneof![
-        (0..4u8).prop_map(|n| SavedRule { hash: None, text: format!("-s 10.0.0.{n}/32 -j F{n}") }),
+        (0..4u8).prop_map(|n| SavedRule { hash: None, text: format!("-s 10.0.0.{n}/32 -j F{n}").into() }),
         (0..4u8).prop_map(|n| SavedRule {
-            hash: Some(format!("old{n}")),
-            text: format!("-m comment --comment \"cali:old{n}\" -j T{n}"),
+            hash: Some(RuleId::parse(&format!("old{n:013}"))),
+            text: format!("-m comment --comment \"cali:old{n:013}\" -j T{n}").into(),
         }),
         Just(SavedRule { hash: None, text: "-j cali-old".into() }),
     ];
