@@ -107,7 +107,11 @@ pub const SPECS: &[Spec] = &[
     ),
     spec("MaxConnectionsPerAddress", "10000", "Connections from one address; none = no limit"),
     spec("ServerHandshakeTimeoutSecs", "10", "How long TLS, and a new stream's hello, may take"),
-    spec("ServerMinBatchingAgeThresholdSecs", "0.01", "Changes this close together are sent together"),
+    spec(
+        "ServerMinBatchingAgeThresholdSecs",
+        "0.01",
+        "The shortest time between two messages with changes; up to 0.1 s where they are many or the nodes are busy",
+    ),
     spec(
         "ShutdownTimeoutSecs",
         "20",

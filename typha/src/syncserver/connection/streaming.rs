@@ -130,7 +130,7 @@ impl Connection {
         let context = &self.context;
         // With the others, if it is where they are.
         if let (Some((_, version)), None) = (cursor.cut, &cursor.snapshot)
-            && let Some(flight) = freeze.flight(cursor.kinds, cursor.seq, version)
+            && let Some(flight) = freeze.take_flight(cursor.kinds, cursor.seq, version)
         {
             cursor.seq = freeze.stand.seq;
             cursor.settled = cursor.settled.max(cursor.seq);
