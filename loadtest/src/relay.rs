@@ -110,7 +110,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
 
     #[tokio::test]
-    async fn what_is_sent_through_a_silent_relay_arrives_when_it_speaks_again() -> std::io::Result<()> {
+    async fn what_is_sent_through_a_silent_relay_arrives_when_it_speaks_again() -> anyhow::Result<()> {
         let server = TcpListener::bind("127.0.0.1:0").await?;
         let stop = CancellationToken::new();
         let relay = Relay::start("127.0.0.1".into(), server.local_addr()?.to_string(), stop.clone()).await?;

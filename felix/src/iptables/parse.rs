@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn an_id_that_is_not_first_among_comments_still_counts() {
         assert_eq!(
-            first_id("-m comment --comment \"x\" -m comment --comment \"cali:q\"").as_deref(),
-            Some("q")
+            first_id("-m comment --comment \"x\" -m comment --comment \"cali:Cz_u1IQiXIMmKD4c\""),
+            Some(RuleId::parse("Cz_u1IQiXIMmKD4c"))
         );
         assert_eq!(first_id("-m comment --comment \"about cali:q\""), None);
     }

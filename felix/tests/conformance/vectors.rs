@@ -255,7 +255,7 @@ pub fn fragments(vector: &Value) -> Rule {
     Rule {
         matches: text(vector, "match").to_owned(),
         action: text(vector, "action").to_owned(),
-        comments: texts(vector, "comments"),
+        comments: texts(vector, "comments").into_iter().map(Into::into).collect(),
     }
 }
 
@@ -267,7 +267,7 @@ pub fn parse_line(line: &str) -> (String, Rule) {
     while let Some(tail) = rest.strip_prefix(COMMENT) {
         let (comment, tail) = tail.split_once('"').unwrap();
         if !comment.starts_with("cali:") {
-            comments.push(comment.to_owned());
+            comments.push(comment.to_owned().into());
         }
         rest = tail.strip_prefix(' ').unwrap_or(tail);
     }

@@ -98,14 +98,14 @@ fn kernel() -> impl Strategy<Value = SavedTable> {
     })
 }
 
-fn foreign(table: &SavedTable) -> BTreeMap<String, Vec<String>> {
+fn foreign(table: &SavedTable) -> BTreeMap<String, Vec<Box<str>>> {
     let others = |chain: &SavedChain| {
         chain.rules.iter().filter(|rule| !is_ours(rule)).map(|rule| rule.text.clone()).collect()
     };
     let not_ours = table.chains.iter().filter(|(name, _)| !is_our_chain(name));
     not_ours
         .map(|(name, chain)| (name.clone(), others(chain)))
-        .filter(|(_, rules): &(_, Vec<String>)| !rules.is_empty())
+        .filter(|(_, rules): &(_, Vec<Box<str>>)| !rules.is_empty())
         .collect()
 }
 
