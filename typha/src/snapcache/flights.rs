@@ -34,7 +34,6 @@ const PART: u32 = 3;
 const SUBSCRIPTIONS: usize = 8;
 
 /// The state at a freeze, and what led to it from the one before.
-#[derive(Default)]
 pub struct Freeze {
     pub stand: Stand,
     pub forked: bool,
@@ -228,7 +227,8 @@ mod tests {
             });
         };
         let start = Instant::now();
-        // After quiet at once; then as told by how long half of the four took: at once, 5 ms, for ever.
+        // After how long so many of the four take a freeze, and when it comes: at once after quiet, then three times what half
+        // of them took twice; 10 ms at least, and 100 ms where too few take it.
         for (taken_after, by, at) in [(5, 4, 0), (0, 2, 30), (0, 1, 40), (0, 4, 140), (0, 4, 150)] {
             change();
             streams[0].freezes.changed().await.unwrap();
