@@ -133,7 +133,7 @@ fn say(when: &str, pid: u32) -> Result<()> {
         Ok(kilobytes * 1024.0 / 1e6)
     };
     println!(
-        "{when}: {:.0} MB resident, of which {:.0} MB are the file's pages; at most {:.0} MB",
+        "{when}: {:.1} MB resident, of which {:.1} MB are the file's pages; at most {:.1} MB",
         megabytes("VmRSS")?,
         megabytes("RssFile")?,
         megabytes("VmHWM")?

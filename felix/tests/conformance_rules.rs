@@ -139,8 +139,8 @@ fn every_policy_and_profile_renders_to_the_recorded_lines() {
                     let policy = ActivePolicy {
                         tier: text(vector, "tier").to_owned(),
                         namespace: text(vector, "namespace").to_owned(),
-                        inbound: rules(vector, "inbound_rules"),
-                        outbound: rules(vector, "outbound_rules"),
+                        inbound: rules(vector, "inbound_rules").into(),
+                        outbound: rules(vector, "outbound_rules").into(),
                         untracked: flag(vector, "untracked"),
                         pre_dnat: flag(vector, "pre_dnat"),
                         ..ActivePolicy::default()
@@ -152,8 +152,8 @@ fn every_policy_and_profile_renders_to_the_recorded_lines() {
                 "profile" => {
                     let vector = &case["profile"];
                     let profile = ActiveProfile {
-                        inbound: rules(vector, "inbound_rules"),
-                        outbound: rules(vector, "outbound_rules"),
+                        inbound: rules(vector, "inbound_rules").into(),
+                        outbound: rules(vector, "outbound_rules").into(),
                     };
                     let name = text(&case["profile_id"], "name");
                     let chains = renderer.profile_chains(name, &profile, version(case));

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey};
@@ -153,8 +154,9 @@ pub struct Icmp {
 pub struct ActivePolicy {
     pub tier: String,
     pub namespace: String,
-    pub inbound: Vec<Rule>,
-    pub outbound: Vec<Rule>,
+    /// Shared: the graph keeps what it said, and so does whoever was told.
+    pub inbound: Arc<[Rule]>,
+    pub outbound: Arc<[Rule]>,
     pub untracked: bool,
     pub pre_dnat: bool,
     /// As written in the datastore: adjacent policies with equal selectors share a group chain.
@@ -165,8 +167,8 @@ pub struct ActivePolicy {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ActiveProfile {
-    pub inbound: Vec<Rule>,
-    pub outbound: Vec<Rule>,
+    pub inbound: Arc<[Rule]>,
+    pub outbound: Arc<[Rule]>,
 }
 
 /// Policies of one tier that apply to an endpoint, in order.

@@ -11,6 +11,7 @@
 //! would be another policy.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use syncer_common::model::values;
@@ -68,11 +69,11 @@ pub fn scan_profile(rules: &values::ProfileRules) -> Result<(ActiveProfile, Need
 
 /// Stands in for a profile that an endpoint names but that does not exist: fail closed.
 pub fn missing_profile() -> ActiveProfile {
-    let deny = || vec![Rule { action: "deny".to_owned(), ..Rule::default() }];
-    ActiveProfile { inbound: deny(), outbound: deny() }
+    let deny: Arc<[Rule]> = [Rule { action: "deny".to_owned(), ..Rule::default() }].into();
+    ActiveProfile { inbound: deny.clone(), outbound: deny }
 }
 
-fn scan_rules(field: &str, rules: &[values::Rule], sets: &mut NeededSets) -> Result<Vec<Rule>, RuleError> {
+fn scan_rules(field: &str, rules: &[values::Rule], sets: &mut NeededSets) -> Result<Arc<[Rule]>, RuleError> {
     rules
         .iter()
         .enumerate()
@@ -265,7 +266,7 @@ mod tests {
 
     fn scan(rule: crate::testing::Rule) -> Result<(Rule, NeededSets), RuleError> {
         let rules = values::ProfileRules { inbound_rules: vec![rule.0], ..Default::default() };
-        scan_profile(&rules).map(|(mut profile, sets)| (profile.inbound.remove(0), sets))
+        scan_profile(&rules).map(|(profile, sets)| (profile.inbound[0].clone(), sets))
     }
 
     #[test]

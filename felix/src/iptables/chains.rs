@@ -33,7 +33,8 @@ struct Offered {
 #[derive(Default)]
 pub struct ChainSet {
     mode: InsertMode,
-    chains: BTreeMap<String, Offered>,
+    /// Boxed: the map leaves a good part of its nodes empty.
+    chains: BTreeMap<String, Box<Offered>>,
     /// Names of their chains, in order.
     owners: BTreeMap<Owner, Box<[String]>>,
     always: BTreeSet<Owner>,
@@ -61,7 +62,7 @@ impl ChainSet {
             let targets: BTreeSet<&str> = chain.rules.iter().flat_map(|rule| targets(&rule.action)).collect();
             let targets = targets.into_iter().map(Box::from).collect();
             changed.push(name.clone());
-            self.chains.insert(name, Offered { wanted: WantedChain::new(chain), owners, targets });
+            self.chains.insert(name, Box::new(Offered { wanted: WantedChain::new(chain), owners, targets }));
         }
         for name in before.iter().filter(|name| !names.contains(*name)) {
             if let Some(offered) = self.chains.get_mut(name) {

@@ -271,8 +271,8 @@ mod tests {
             let profile = ActiveProfile { inbound, ..ActiveProfile::default() };
             renderer.profile_chains("p", &profile, IpVersion::V4)[0].rules[0].action.clone()
         };
-        assert_eq!(first(vec![rule("pass"), rule("allow")]), clear);
+        assert_eq!(first([rule("pass"), rule("allow")].into()), clear);
         // The others keep upstream's chains to the letter.
-        assert_ne!(first(vec![rule("allow")]), clear);
+        assert_ne!(first([rule("allow")].into()), clear);
     }
 }

@@ -66,11 +66,11 @@ impl Recorder {
                 assert!(self.sets.remove(&id).is_some(), "removal of unknown set {id}");
             }
             Output::PolicyUpdate { key, policy } => {
-                self.check_sets(policy.inbound.iter().chain(&policy.outbound));
+                self.check_sets(policy.inbound.iter().chain(policy.outbound.iter()));
                 changed(&mut self.policies, key, policy);
             }
             Output::ProfileUpdate { name, profile } => {
-                self.check_sets(profile.inbound.iter().chain(&profile.outbound));
+                self.check_sets(profile.inbound.iter().chain(profile.outbound.iter()));
                 changed(&mut self.profiles, name, profile);
             }
             Output::WorkloadEndpointUpdate { key, endpoint } => {
@@ -188,9 +188,9 @@ impl Recorder {
 
     fn referred_sets(&self) -> BTreeSet<String> {
         let policies =
-            self.policies.values().flat_map(|policy| policy.inbound.iter().chain(&policy.outbound));
+            self.policies.values().flat_map(|policy| policy.inbound.iter().chain(policy.outbound.iter()));
         let profiles =
-            self.profiles.values().flat_map(|profile| profile.inbound.iter().chain(&profile.outbound));
+            self.profiles.values().flat_map(|profile| profile.inbound.iter().chain(profile.outbound.iter()));
         policies.chain(profiles).flat_map(set_ids).map(|(_, id)| id.clone()).collect()
     }
 

@@ -164,7 +164,7 @@ fn policies_come_to_the_other_tables_with_the_first_host_endpoint_only() {
     let policy = PolicyKey { kind: "GlobalNetworkPolicy".into(), namespace: String::new(), name: "x".into() };
     model.on_output(Output::PolicyUpdate {
         key: policy.clone(),
-        policy: ActivePolicy { inbound: vec![Rule::default()], ..ActivePolicy::default() },
+        policy: ActivePolicy { inbound: [Rule::default()].into(), ..ActivePolicy::default() },
     });
     kernel.flush(&mut model);
     assert!(kernel.names(TableName::Filter).contains(&"cali-pi-gnp/x"));
