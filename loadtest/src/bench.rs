@@ -306,17 +306,15 @@ fn of_steady(report: &Report) -> Vec<Row> {
             ));
         }
     }
-    if let Some((cut, served)) = named(report, "reconnect").first().and_then(|cut| Some((*cut, cut.servers?)))
+    if let Some((bytes, served)) =
+        named(report, "reconnect").first().and_then(|cut| Some((cut.bytes_per_stream()?, cut.servers?)))
     {
         rows.push(row(
             "reconnect without change, 1,000 at once",
             "≤ 1 KB by DELTA",
             format!(
-                "{:.0} B each; {} by delta, {} by digest, {} by snapshot",
-                served.sent_bytes / (cut.disconnects.max(1)) as f64,
-                served.by_delta,
-                served.by_digest,
-                served.by_snapshot
+                "{bytes:.0} B each; {} by delta, {} by digest, {} by snapshot",
+                served.by_delta, served.by_digest, served.by_snapshot
             ),
             String::new(),
         ));

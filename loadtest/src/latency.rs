@@ -47,6 +47,9 @@ pub struct Percentiles {
 impl std::fmt::Display for Percentiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Percentiles { count, p50_ms, p99_ms, max_ms, .. } = self;
+        if *count == 0 {
+            return f.write_str("none measured");
+        }
         write!(f, "p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, max {max_ms:.1} ms ({count} measured)")
     }
 }
@@ -143,5 +146,12 @@ mod tests {
         assert_eq!(latencies.since_begin(), all);
         latencies.begin();
         assert_eq!((latencies.since_begin().count, latencies.between(0..10).count), (0, 100));
+    }
+
+    #[test]
+    fn nothing_measured_is_no_zero() {
+        let edits = Percentiles { count: 1, p50_ms: 1.0, p99_ms: 2.0, max_ms: 3.0, ..Percentiles::default() };
+        assert_eq!(edits.to_string(), "p50 1.0 ms, p99 2.0 ms, max 3.0 ms (1 measured)");
+        assert_eq!(Percentiles::default().to_string(), "none measured");
     }
 }

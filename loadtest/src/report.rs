@@ -166,6 +166,14 @@ impl PhaseResult {
         let received = self.received_bytes.map(|bytes| bytes as f64);
         self.servers.map(|served| served.sent_bytes).or(received)
     }
+
+    /// What a stream that began in this phase cost. None where changes were sent as well: they are not told apart.
+    pub fn bytes_per_stream(&self) -> Option<f64> {
+        // A server that does not count its streams: each that ended is taken to have come back.
+        let counted = self.servers.map(|served| served.by_delta + served.by_digest + served.by_snapshot);
+        let begun = counted.unwrap_or(self.disconnects as f64);
+        self.sent_bytes().filter(|_| self.writes == 0 && begun > 0.0).map(|bytes| bytes / begun)
+    }
 }
 
 impl std::fmt::Display for RealNodes {
@@ -174,7 +182,7 @@ impl std::fmt::Display for RealNodes {
         let peak = self.usage.iter().map(|usage| usage.felix_peak_mb).fold(0.0, f64::max);
         write!(
             f,
-            "{} real nodes ({}): policy edits in the kernel {}; kernels compared {} times; felix {peak:.0} MB at most, {:.1} s of CPU each",
+            "{} real nodes ({}): policy edits in the kernel: {}; kernels compared {} times; felix {peak:.0} MB at most, {:.1} s of CPU each",
             self.nodes,
             if self.confd { "felix, confd, BIRD" } else { "felix; BIRD is not installed" },
             self.applied,
@@ -239,9 +247,8 @@ impl Report {
                 let resumed = phase.servers.map(|Served { by_delta, by_digest, by_snapshot, .. }| {
                     format!("; then {by_delta} by delta, {by_digest} by digest, {by_snapshot} by snapshot")
                 });
-                // What was sent is for the streams alone when nothing changed.
-                let each = phase.sent_bytes().filter(|_| phase.writes == 0);
-                let each = each.map(|bytes| format!("; {:.0} B for each", bytes / phase.disconnects as f64));
+                let each =
+                    phase.bytes_per_stream().map(|bytes| format!("; {bytes:.0} B for each that began"));
                 line(format!(
                     "  {} streams ended ({} sent on){}; {} deletions{}",
                     phase.disconnects,
@@ -296,5 +303,28 @@ impl Report {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_costs_what_was_sent_to_those_that_began() {
+        let served =
+            |by_delta, by_snapshot| Served { sent_bytes: 1000.0, by_delta, by_snapshot, ..Served::default() };
+        let phase = |writes, servers| PhaseResult {
+            writes,
+            servers,
+            disconnects: 1,
+            received_bytes: Some(700),
+            ..PhaseResult::default()
+        };
+        // Of a join, next to none ends.
+        assert_eq!(phase(0, Some(served(3.0, 2.0))).bytes_per_stream(), Some(200.0));
+        assert_eq!(phase(0, None).bytes_per_stream(), Some(700.0), "nobody counted but the nodes");
+        assert_eq!(phase(0, Some(served(0.0, 0.0))).bytes_per_stream(), None);
+        assert_eq!(phase(1, Some(served(3.0, 2.0))).bytes_per_stream(), None, "changes were sent as well");
     }
 }

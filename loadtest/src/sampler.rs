@@ -95,8 +95,12 @@ pub async fn run(
         // The second that is over.
         let latency = latencies.between(second.saturating_sub(1)..second);
         if second > 0 && second.is_multiple_of(PROGRESS) {
-            let (all, p99) = (members.len(), latency.p99_ms);
-            eprintln!("{second:>6} s    {in_sync} of {all} in sync, p99 {p99:.1} ms, typha {used_mb:.0} MB");
+            let all = members.len();
+            let p99 = match latency.count {
+                0 => String::new(),
+                _ => format!("p99 {:.1} ms, ", latency.p99_ms),
+            };
+            eprintln!("{second:>6} s    {in_sync} of {all} in sync, {p99}typha {used_mb:.0} MB");
         }
         samples.push(Sample { second, in_sync, p50_ms: latency.p50_ms, p99_ms: latency.p99_ms, servers });
     }
