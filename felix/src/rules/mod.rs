@@ -7,12 +7,15 @@ pub mod config;
 pub mod dispatch;
 pub mod endpoint_marks;
 pub mod endpoints;
+mod filter;
 pub mod fragments;
 pub mod groups;
+mod mangle;
 mod matching;
 pub mod names;
 pub mod nat;
 pub mod policy;
+mod raw;
 pub mod static_chains;
 
 pub use config::{Marks, ParamError, RulesConfig};

@@ -17,6 +17,10 @@ pub const VXLAN_DEVICE: &str = "vxlan.calico";
 pub const VXLAN_DEVICE_V6: &str = "vxlan-v6.calico";
 
 impl Renderer {
+    pub fn static_nat_chains(&self, version: IpVersion, inputs: &StaticInputs) -> Vec<Chain> {
+        vec![self.nat_prerouting(version), self.nat_postrouting(version, inputs), self.nat_output()]
+    }
+
     fn masquerade(&self, ports: Option<(u16, u16)>) -> String {
         let mut action = jump("MASQUERADE");
         if let Some((first, last)) = ports {

@@ -1,6 +1,9 @@
 use felix_calc::output::{PolicyRef, Rule, Tier};
 
+use super::render::{mac, resolve_host_endpoints};
 use super::*;
+use crate::ipsets::names as sets;
+use crate::rules::ANY_INTERFACE;
 
 /// Remembers what it was told last, and how often.
 #[derive(Default)]
