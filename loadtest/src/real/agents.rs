@@ -70,33 +70,20 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 impl Agents {
-    /// `address`: the node's; `folder`: for what they keep.
+    /// `address`: the node's; `folder`: for what they keep, and may have kept; `before`: what this node's used so far.
     pub fn start(
         programs: &Programs,
         namespace: &Namespace,
-        node: &str,
         address: &str,
         folder: &Path,
+        before: RealUsage,
     ) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        let mut agents =
-            Agents { running: Vec::new(), before: RealUsage { node: node.into(), ..Default::default() } };
-        agents.launch(programs, namespace, address, folder)?;
-        Ok(agents)
-    }
-
-    fn launch(
-        &mut self,
-        programs: &Programs,
-        namespace: &Namespace,
-        address: &str,
-        folder: &Path,
-    ) -> Result<()> {
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-        let node = self.before.node.clone();
+        let node = &before.node;
         let command = |program: &Path| {
             let mut command = Command::new(program);
-            command.env_clear().env("PATH", &path).env("NODENAME", &node);
+            command.env_clear().env("PATH", &path).env("NODENAME", node);
             command.env("FELIX_TYPHAADDR", &programs.typhas);
             command
         };
@@ -132,6 +119,7 @@ impl Agents {
             commands.extend([("bird", bird), ("confd", confd)]);
         }
         let runtime = Handle::current();
+        let mut running = Vec::new();
         for (name, mut command) in commands {
             let log = programs.logs.join(format!("{name}-{node}.log"));
             let since = Instant::now();
@@ -139,24 +127,18 @@ impl Agents {
                 let _entered = runtime.enter();
                 spawn(&mut command, &log).with_context(|| format!("starting {name} of {node}"))
             })?;
-            self.running.push(Agent { name, child, since, log });
+            running.push(Agent { name, child, since, log });
         }
-        Ok(())
+        Ok(Agents { running, before })
     }
 
-    /// Kills them, and starts them again with what they keep on disk and what is in the kernel.
-    pub async fn restart(
-        &mut self,
-        programs: &Programs,
-        namespace: &Namespace,
-        address: &str,
-        folder: &Path,
-    ) -> Result<()> {
-        self.before = self.usage();
-        for mut agent in self.running.drain(..) {
+    /// Kills them: what they keep on disk and what is in the kernel stays. Returns what they used.
+    pub async fn kill(self) -> Result<RealUsage> {
+        let used = self.usage();
+        for mut agent in self.running {
             agent.child.kill().await.with_context(|| format!("killing {}", agent.name))?;
         }
-        self.launch(programs, namespace, address, folder)
+        Ok(used)
     }
 
     /// When the agent was started.

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 
 use crate::cluster::{self, Cluster, Object};
 use crate::latency::Latencies;
-use crate::report::{RealNodes, RealPhase};
+use crate::report::{RealNodes, RealPhase, RealUsage};
 use crate::source::Source;
 use agents::{Agents, Programs};
 use answers::Typhas;
@@ -113,14 +113,8 @@ impl Real {
     /// The agents are started.
     pub fn join(&mut self) -> Result<()> {
         for node in &mut self.nodes {
-            let agents = Agents::start(
-                &self.programs,
-                &node.namespace,
-                &node.name,
-                &node.own_address(),
-                &node.folder,
-            )?;
-            node.agents = Some(agents);
+            let before = RealUsage { node: node.name.clone(), ..RealUsage::default() };
+            node.start(&self.programs, before)?;
         }
         Ok(())
     }
@@ -128,9 +122,8 @@ impl Real {
     /// They are killed, and started again.
     pub async fn restart(&mut self) -> Result<()> {
         for node in &mut self.nodes {
-            let address = node.own_address();
-            let agents = node.agents.as_mut().context("real nodes join first")?;
-            agents.restart(&self.programs, &node.namespace, &address, &node.folder).await?;
+            let agents = node.agents.take().context("real nodes join first")?;
+            node.start(&self.programs, agents.kill().await?)?;
         }
         Ok(())
     }
@@ -287,6 +280,12 @@ impl Node {
         namespace.inside(|| netns::ip(&batch))?;
         let folder = folder.join(&name);
         Ok(Node { index, name, address, namespace: Arc::new(namespace), folder, plugged, agents: None })
+    }
+
+    fn start(&mut self, programs: &Programs, before: RealUsage) -> Result<()> {
+        let address = self.own_address();
+        self.agents = Some(Agents::start(programs, &self.namespace, &address, &self.folder, before)?);
+        Ok(())
     }
 
     fn own_address(&self) -> String {
