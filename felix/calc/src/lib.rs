@@ -6,6 +6,7 @@
 
 pub mod explain;
 pub mod failsafe;
+pub mod mac;
 pub mod output;
 
 mod active_rules;

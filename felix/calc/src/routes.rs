@@ -16,6 +16,7 @@ use syncer_common::model::{WorkloadEndpointKey, values};
 use crate::addresses::{ip, net, nets};
 use crate::delta::DeltaMap;
 use crate::hosts::host_of;
+use crate::mac;
 use crate::output::{Encapsulation, Family, Hop, Output, OwnNode, Route, Vtep};
 
 const HOST_AFFINITY: &str = "host:";
@@ -64,7 +65,7 @@ impl Node {
         let bgp = node.bgp.clone().unwrap_or_default();
         let vtep = |node_ip: Option<IpAddr>, tunnel: &str, mac: &str, suffix: &str| {
             let (node_ip, tunnel_ip) = (node_ip?, ip(tunnel)?);
-            let mac = parse_mac(mac).unwrap_or_else(|| vtep_mac(name, suffix));
+            let mac = mac::parse(mac).unwrap_or_else(|| vtep_mac(name, suffix));
             (node_ip.is_ipv4() == tunnel_ip.is_ipv4()).then_some(Vtep { node_ip, tunnel_ip, mac })
         };
         let (v4, v6) = (host.ipv4.map(IpAddr::V4), host.ipv6.map(IpAddr::V6));
@@ -335,15 +336,6 @@ fn vtep_mac(node: &str, suffix: &str) -> [u8; 6] {
     mac
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split([':', '-']);
-    for byte in &mut mac {
-        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,7 +346,5 @@ mod tests {
         // `printf n1 | sha1sum`, `printf n1-v6 | sha1sum`
         assert_eq!(text(vtep_mac("n1", "")), "66:40:b3:ea:b6:3f");
         assert_eq!(text(vtep_mac("n1", "-v6")), "66:46:32:55:72:28");
-        assert_eq!(parse_mac("66:00:0a:FF:01:02"), Some([0x66, 0, 10, 255, 1, 2]));
-        assert_eq!(parse_mac("66:00:0a:ff:01"), None);
     }
 }

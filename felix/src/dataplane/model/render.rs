@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use felix_calc::mac;
 use felix_calc::output::{HostEndpoint, IpSetKind, Nat, Vtep, WorkloadEndpoint};
 use ipnet::IpNet;
 use syncer_common::model::{HostEndpointKey, PolicyKey, WorkloadEndpointKey, values};
@@ -153,7 +154,7 @@ impl Model {
         Workload {
             interface: endpoint.interface.clone(),
             nets,
-            mac: mac(&endpoint.mac),
+            mac: mac::parse(&endpoint.mac),
             spoofing: !self.spoofable(endpoint).is_empty(),
         }
     }
@@ -289,13 +290,4 @@ pub(super) fn resolve_host_endpoints(
 fn dscp_rule((net, value): (&IpNet, &u8)) -> DscpRule {
     let host = net.prefix_len() == net.max_prefix_len();
     DscpRule { sources: if host { net.addr().to_string() } else { net.to_string() }, value: *value }
-}
-
-pub(super) fn mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split([':', '-']);
-    for byte in &mut mac {
-        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
 }

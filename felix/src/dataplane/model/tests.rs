@@ -1,6 +1,6 @@
 use felix_calc::output::{PolicyRef, Rule, Tier};
 
-use super::render::{mac, resolve_host_endpoints};
+use super::render::resolve_host_endpoints;
 use super::*;
 use crate::ipsets::names as sets;
 use crate::rules::ANY_INTERFACE;
@@ -265,12 +265,4 @@ fn what_is_given_on_the_node_overrides_the_datastore() {
         model.renderer().config().endpoint_to_host_action,
         crate::rules::config::EndpointToHostAction::Return
     );
-}
-
-#[test]
-fn mac_addresses_are_read_whole_or_not_at_all() {
-    assert_eq!(mac("ee:EE:00:01:02:ff"), Some([0xee, 0xee, 0, 1, 2, 255]));
-    for text in ["", "ee:ee", "ee:ee:ee:ee:ee:ee:ee", "zz:ee:ee:ee:ee:ee"] {
-        assert_eq!(mac(text), None, "{text}");
-    }
 }
