@@ -6,8 +6,8 @@
 //!   after a comparison), or when a snapshot that is complete for the key's kind did not contain it.
 //! - An entry that cannot be read here (unknown key, unknown kind of value) is counted and ignored; it also
 //!   counts as present, so that a newer server's values are not taken for deletions.
-//! - A token is adopted at a cut, and never from a snapshot that did not cover every kind. What arrives after
-//!   a cut raises the token's upper bound: the state may contain effects up to there.
+//! - A token is adopted at a cut, and never from a snapshot that did not cover every kind. What changes after a cut
+//!   widens the token's range: it covers the revision of every value that is held.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use proto::sync::{
-    Cut, DeletionReason as Reason, DigestAnswer, DigestRequest, Gone, Heartbeat, Positions, ResumeVerdict,
-    ServerHello, SnapshotEnd, Token,
+    Cause, Cut, DeletionReason as Reason, DigestAnswer, DigestRequest, Gone, Heartbeat, Positions,
+    ResumeVerdict, ServerHello, SnapshotEnd, Token,
 };
 use proto::{Position, model};
 use syncer_common::digest;
@@ -169,7 +169,6 @@ impl Held {
     pub fn on_entries(&mut self, entries: Vec<Entry>) -> News {
         let mut news = News::default();
         for entry in entries {
-            self.raise(&entry);
             self.on_entry(entry, &mut news);
         }
         news
@@ -182,6 +181,7 @@ impl Held {
                 return;
             }
             let Some(key) = self.keys.remove(&entry.key) else { return };
+            self.include(&entry.cause);
             if self.raw.is_some() {
                 news.raw.push(RawUpdate { key, value: None });
                 return;
@@ -214,6 +214,7 @@ impl Held {
                 return;
             };
             self.keys.insert(&key, Delivered { hash, kind, generation });
+            self.include(&entry.cause);
             news.raw.push(RawUpdate { key, value: Some((value, hash)) });
             return;
         }
@@ -227,6 +228,7 @@ impl Held {
             news.ignored += 1;
             return;
         };
+        self.include(&entry.cause);
         let path: Arc<str> = entry.key.into();
         self.keys.insert(&path, Delivered { hash, kind, generation });
         if encoded.is_some() {
@@ -335,22 +337,19 @@ impl Held {
             return;
         }
         for proven in heartbeat.positions.iter().flat_map(Positions::list) {
-            // Anything above `low` would have come after the cut, and been sent: it did not.
-            let held = self.positions.iter_mut().find(|held| held.source == proven.source);
-            if let Some(held) = held.filter(|held| proven.low >= held.low.max(held.high)) {
-                (held.low, held.witness) = (proven.low, proven.witness);
-            }
+            let held = self.positions.iter_mut().filter(|held| held.source == proven.source);
+            held.for_each(|held| held.prove(&proven));
         }
     }
 
-    /// The state now contains an effect of that revision.
-    fn raise(&mut self, entry: &Entry) {
+    /// A change with these causes is now in the state.
+    fn include(&mut self, causes: &[Cause]) {
         if self.token.as_ref().is_none_or(|token| token.history != self.stream.history) {
             return;
         }
-        for cause in &entry.cause {
+        for cause in causes {
             let held = self.positions.iter_mut().filter(|held| held.source == cause.source);
-            held.for_each(|held| held.high = held.high.max(cause.revision));
+            held.for_each(|held| held.include(cause.revision));
         }
     }
 
@@ -367,7 +366,6 @@ impl Held {
 mod tests {
     use bytes::Bytes;
     use proto::model::{Value, value};
-    use proto::sync::Cause;
 
     use super::*;
 
@@ -398,8 +396,8 @@ mod tests {
         }
     }
 
-    fn position(revision: u64) -> Position {
-        Position { source: 77, low: revision, high: revision, witness: None }
+    fn position(low: u64, high: u64) -> Position {
+        Position { source: 77, low, high, steady: high, witness: None }
     }
 
     fn cut(epoch: &str, seq: u64, revision: u64) -> Cut {
@@ -407,7 +405,7 @@ mod tests {
             history: "h".into(),
             epoch: epoch.into(),
             seq,
-            positions: Some([position(revision)].into_iter().collect()),
+            positions: Some([position(revision, revision)].into_iter().collect()),
             ..Default::default()
         };
         Cut { token: Some(token), ..Default::default() }
@@ -495,13 +493,32 @@ mod tests {
     }
 
     #[test]
-    fn broken_off_stream_raises_the_upper_bound_only() {
+    fn broken_off_stream_widens_the_range_by_what_has_changed() {
         let mut held = joined();
         held.on_hello(&hello(ResumeVerdict::ResumeDelta));
-        held.on_entries(vec![entry(1, Some("x"), 14)]);
-        assert_eq!(range(&held), (10, 14));
+        held.on_entries(vec![entry(1, Some("x"), 14), entry(2, Some("b"), 17), entry(3, None, 18)]);
+        assert_eq!(range(&held), (10, 14), "the others were held, and not held, before");
         held.on_cut(cut("e2", 3, 15));
         assert_eq!(range(&held), (15, 15));
+    }
+
+    #[test]
+    fn effects_of_a_replica_that_is_behind_take_the_proof_back_until_the_next_cut() {
+        let mut held = joined();
+        let beat = |seq, revision| {
+            let positions = Some([position(revision, 10)].into_iter().collect());
+            Heartbeat { seq, positions, ..Default::default() }
+        };
+        held.on_heartbeat(&beat(2, 20), "e1");
+        held.on_hello(&hello(ResumeVerdict::ResumeDigest));
+        held.on_entries(vec![entry(3, Some("came and went between two listings of e1"), 15)]);
+        assert_eq!(range(&held), (10, 15));
+        // Back at the replica of the cut, which compares.
+        held.on_hello(&ServerHello { epoch: "e1".into(), ..hello(ResumeVerdict::ResumeDigest) });
+        held.on_heartbeat(&beat(2, 30), "e1");
+        assert_eq!(range(&held), (10, 15), "e1 has sent nothing since, but another has");
+        held.on_cut(cut("e1", 2, 30));
+        assert_eq!(range(&held), (30, 30));
     }
 
     #[test]
@@ -509,7 +526,7 @@ mod tests {
         let mut held = joined();
         held.on_hello(&hello(ResumeVerdict::ResumeDelta));
         held.on_entries(vec![entry(1, Some("x"), 14)]);
-        let positions = Some([position(14)].into_iter().collect());
+        let positions = Some([position(14, 14)].into_iter().collect());
         let cut = Cut { seq: 9, epoch: "e2".into(), positions, ..Default::default() };
         assert_eq!(held.on_cut(cut).unwrap().0.seq, 9);
         let token = held.token().unwrap();
@@ -554,7 +571,7 @@ mod tests {
     fn heartbeat_at_the_cut_moves_the_token_and_another_does_not() {
         let mut held = joined();
         let beat = |seq, revision| {
-            let positions = Some([position(revision)].into_iter().collect());
+            let positions = Some([position(revision, 10)].into_iter().collect());
             Heartbeat { seq, positions, ..Default::default() }
         };
         held.on_heartbeat(&beat(3, 20), "e1");

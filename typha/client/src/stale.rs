@@ -119,7 +119,7 @@ fn is_better(reply: &FreshnessReply, theirs: Duration, token: Option<&Token>, ag
         token.history == reply.history
             && token.positions().iter().all(|held| {
                 let at = reply.sources.iter().find(|position| source_id(&position.source) == held.source);
-                at.is_some_and(|position| position.low >= held.high)
+                at.is_some_and(|position| position.low >= held.needs())
             })
     };
     reply.in_sync && theirs + FRESHER <= age && token.is_none_or(seen)
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn better_is_fresher_of_the_same_history_and_has_seen_as_much() {
-        let held = Position { source: source_id("etcd"), low: 20, high: 20, witness: None };
+        let held = Position { source: source_id("etcd"), low: 20, high: 20, steady: 20, witness: None };
         let positions = Some([held].into_iter().collect());
         let token = Token { history: "h".into(), positions, ..Default::default() };
         let better =

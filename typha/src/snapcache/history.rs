@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
+use proto::Position;
+
 /// Witnesses and checkpoints kept. A checkpoint is 16 bytes.
 const WITNESSES: usize = 4_096;
 const CHECKPOINTS: usize = 16_384;
@@ -15,6 +17,8 @@ const CHECKPOINTS: usize = 16_384;
 pub(super) struct History {
     /// Oldest first; the last one ends at `revision`.
     known: Vec<RangeInclusive<u64>>,
+    /// The listing that the last one began with.
+    listed: u64,
     revision: u64,
     /// Revision and hash of events, newest last.
     witnesses: VecDeque<(u64, u32)>,
@@ -28,14 +32,17 @@ impl History {
     }
 
     /// A listing at `revision`: what lies between it and what was known before is a gap.
-    pub fn listed(&mut self, revision: u64, seq: u64) {
+    pub fn list(&mut self, revision: u64, seq: u64) {
         if self.known.is_empty() || revision < self.revision {
             // The beginning, or another history: nothing of before counts.
             *self = History::default();
         }
         match self.known.last_mut() {
             Some(last) if *last.end() == revision => {}
-            _ => self.known.push(revision..=revision),
+            _ => {
+                self.known.push(revision..=revision);
+                self.listed = revision;
+            }
         }
         self.revision = revision;
         self.checkpoint(seq);
@@ -84,15 +91,26 @@ impl History {
         }
     }
 
-    /// After which revision a state that is complete through `low`, with effects up to `high`, has to be brought
-    /// up to date; nothing if that can not be told. With `high` below `low` it is the state of both revisions
-    /// (not of those between, if a listing jumped over them), and either of them will do.
-    pub fn resumes_after(&self, low: u64, high: u64) -> Option<u64> {
-        let known = |revision: u64| self.known.iter().find(|interval| interval.contains(&revision));
-        match known(low) {
-            Some(interval) if low >= high || interval.contains(&high) => Some(low),
-            _ => (high < low && known(high).is_some()).then_some(high),
+    /// After which revision a state at that position has to be brought up to date; nothing if that can not be told.
+    pub fn resumes_after(&self, position: &Position) -> Option<u64> {
+        let Position { low, high, steady, .. } = *position;
+        if !position.is_whole() {
+            let known = self.known.iter().any(|known| known.contains(&low) && known.contains(&high));
+            return known.then_some(low);
         }
+        // It is the state of every revision from `steady` to `low`, and of `high`: any of them will do.
+        let shared = |known: &&RangeInclusive<u64>| *known.start() <= low && steady <= *known.end();
+        let shared = self.known.iter().rfind(shared).map(|known| low.min(*known.end()));
+        shared.or_else(|| self.knows(high).then_some(high))
+    }
+
+    pub fn knows(&self, revision: u64) -> bool {
+        self.known.iter().any(|known| known.contains(&revision))
+    }
+
+    /// Since when everything that happened was seen.
+    pub fn listed(&self) -> u64 {
+        self.listed
     }
 
     /// The last event seen: its revision and hash.
@@ -106,12 +124,11 @@ impl History {
             return self.witnesses[index].1 != hash;
         }
         // Since the last listing, and as far back as the record goes, every event was seen.
-        let listed = self.known.last().map_or(u64::MAX, |interval| *interval.start());
         let recorded = match self.witnesses.front() {
             Some((revision, _)) if self.witnesses.len() == WITNESSES => *revision,
             _ => 0,
         };
-        revision > listed.max(recorded) && revision <= self.revision
+        revision > self.listed.max(recorded) && revision <= self.revision
     }
 
     /// The revision through which a client at `seq` is complete.
@@ -141,44 +158,57 @@ pub fn event_hash<'a>(events: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>)
 mod tests {
     use super::*;
 
+    fn ranging(low: u64, high: u64) -> Position {
+        Position { low, high, steady: high, ..Position::default() }
+    }
+
     #[test]
     fn gap_before_a_relist_is_not_vouched_for() {
         let mut history = History::default();
-        history.listed(100, 10);
+        history.list(100, 10);
         history.advanced(120, 15, Some(1));
-        history.listed(200, 30);
+        history.list(200, 30);
         history.advanced(210, 31, Some(2));
-        assert_eq!(
-            (history.resumes_after(100, 120), history.resumes_after(205, 210)),
-            (Some(100), Some(205))
-        );
+        let after = |history: &History, low, high| history.resumes_after(&ranging(low, high));
+        assert_eq!((after(&history, 100, 120), after(&history, 205, 210)), (Some(100), Some(205)));
         for (low, high) in [(99, 99), (150, 150), (110, 205)] {
-            assert_eq!(history.resumes_after(low, high), None, "{low}, {high}");
+            assert_eq!(after(&history, low, high), None, "{low}, {high}");
         }
         history.trimmed(110);
-        assert_eq!((history.resumes_after(109, 110), history.resumes_after(110, 120)), (None, Some(110)));
+        assert_eq!((after(&history, 109, 110), after(&history, 110, 120)), (None, Some(110)));
         history.trimmed(205);
-        assert_eq!((history.resumes_after(120, 120), history.resumes_after(205, 205)), (None, Some(205)));
+        assert_eq!((after(&history, 120, 120), after(&history, 205, 205)), (None, Some(205)));
+        assert_eq!(history.listed(), 200, "what is trimmed was seen");
     }
 
     #[test]
     fn state_without_effects_in_a_gap_is_that_of_before_the_gap() {
         let mut history = History::default();
-        history.listed(100, 10);
+        history.list(100, 10);
         history.advanced(120, 15, Some(1));
-        history.listed(200, 30);
-        // Complete through the gap, or beyond what is known, without an effect since 110.
-        assert_eq!(history.resumes_after(150, 110), Some(110));
-        assert_eq!(history.resumes_after(300, 110), Some(110));
+        history.list(200, 30);
+        let after = |low, high, steady| history.resumes_after(&Position { steady, ..ranging(low, high) });
+        // Complete through the gap, or beyond what is known, and without an effect since 110.
+        assert_eq!(after(150, 110, 110), Some(120));
+        assert_eq!(after(300, 110, 110), Some(200));
+        // Without a trace of one: its own gap was from somewhere to 140, or to 250.
+        assert_eq!(after(150, 110, 140), Some(110));
+        assert_eq!(after(300, 110, 250), Some(110));
+        assert_eq!(after(300, 130, 250), None);
         // Its last effect is in the gap: it may have been undone there.
-        assert_eq!(history.resumes_after(150, 130), None);
-        assert_eq!(history.resumes_after(99, 90), None, "older than all that is known");
+        assert_eq!(after(150, 130, 130), None);
+        assert_eq!(after(99, 90, 90), None, "older than all that is known");
+        assert_eq!(
+            after(110, 90, 90),
+            Some(110),
+            "nothing happened from before the first listing to after it"
+        );
     }
 
     #[test]
     fn witness_of_another_history_is_contradicted() {
         let mut history = History::default();
-        history.listed(100, 0);
+        history.list(100, 0);
         history.advanced(105, 1, Some(55));
         history.advanced(107, 1, None);
         history.advanced(109, 2, Some(99));
@@ -191,7 +221,7 @@ mod tests {
     #[test]
     fn position_tells_the_revision_it_is_complete_through() {
         let mut history = History::default();
-        history.listed(100, 10);
+        history.list(100, 10);
         history.advanced(105, 10, Some(1));
         history.advanced(107, 12, Some(2));
         assert_eq!(history.revision_at(9), None);

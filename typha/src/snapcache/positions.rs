@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use proto::Position;
 use proto::sync::{self, ResumeVerdict};
 
 use super::cache::Cache;
@@ -40,8 +41,8 @@ impl Cache {
         let Some(token) = token else { return Resume::Snapshot { sweep: true } };
         let positions = token.positions();
         // Our own positions: the client holds a prefix of what this process has sent. Unless, since its last cut, it
-        // was sent more, perhaps by a replica that was ahead.
-        let prefix = positions.iter().all(|position| position.high <= position.low);
+        // was sent more, perhaps by another replica.
+        let prefix = positions.iter().all(Position::is_whole);
         let own = prefix && token.epoch == self.epoch() && token.seq <= self.head();
         if own && self.views_match(token, kinds) && token.seq >= self.trimmed_seq() {
             return Resume::Delta { after: token.seq };
@@ -72,16 +73,15 @@ impl Cache {
                 match track.newest(asked) {
                     // The datastore itself has not got what the client has seen: it was restored.
                     Some(newest) if newest < seen => return held,
-                    // Nothing that the client holds is missing here: between its last effect and what it was
-                    // proven to be complete through, nothing happened.
-                    Some(_) if position.high <= track.revision() => {}
+                    // Nothing that the client has seen, or that has come and gone before it, is still to happen here.
+                    Some(_) if position.needs() <= track.revision() || track.equals(position) => {}
                     _ => behind = true,
                 }
             }
             if position.witness.is_some_and(|witness| track.history.contradicts(witness)) {
                 return held;
             }
-            match track.history.resumes_after(position.low, position.high) {
+            match track.history.resumes_after(position) {
                 Some(revision) => after = after.min(self.seq_before(source, revision)),
                 None => delta = false,
             }

@@ -53,7 +53,7 @@ impl Track {
         if changed || self.effect == 0 {
             self.effect = revision;
         }
-        self.history.listed(revision, seq);
+        self.history.list(revision, seq);
         self.heard = Some(now);
         self.settle();
     }
@@ -105,7 +105,18 @@ impl Track {
 
     /// This source's share of a token.
     pub fn position(&self) -> Position {
-        Position { source: self.id, low: self.revision(), high: self.effect, witness: self.history.witness() }
+        Position {
+            source: self.id,
+            low: self.revision(),
+            high: self.effect,
+            steady: self.effect.max(self.history.listed()),
+            witness: self.history.witness(),
+        }
+    }
+
+    /// What is here is what the client has, whatever came and went while either did not look.
+    pub fn equals(&self, position: &Position) -> bool {
+        position.is_whole() && self.effect <= position.high && self.history.knows(position.high)
     }
 
     pub fn heard_within(&self, now: Instant, lately: Duration) -> bool {
