@@ -22,8 +22,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 const HEALTH: u16 = 9099;
 /// A folder's files count once they have rested.
 const WRITTEN: Duration = Duration::from_secs(1);
-/// How long it rests before it is looked at again.
-const REST: Duration = Duration::from_secs(30);
+/// How long it is looked at, once a second, while it rests: it looks through the kernel for others' changes meanwhile.
+const REST: Duration = Duration::from_secs(120);
 
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1).map(|text| text.parse::<usize>().context("a number"));
@@ -68,9 +68,20 @@ fn main() -> Result<()> {
         started.elapsed()
     );
     let pid = felix.pid().context("it runs")?;
-    say("then", pid)?;
-    std::thread::sleep(REST);
-    say(&format!("after {REST:?} of rest"), pid)?;
+    println!("then: {:.1} MB resident, {:.1} MB at most", megabytes(pid, "VmRSS")?, megabytes(pid, "VmHWM")?);
+    let mut resident = Vec::new();
+    for _ in 0..REST.as_secs() {
+        std::thread::sleep(Duration::from_secs(1));
+        resident.push(megabytes(pid, "VmRSS")?);
+    }
+    resident.sort_by(f64::total_cmp);
+    println!(
+        "{REST:?} at rest: median {:.1} MB resident, {:.1} to {:.1}; {:.1} MB are the file's pages",
+        resident[resident.len() / 2],
+        resident[0],
+        resident[resident.len() - 1],
+        megabytes(pid, "RssFile")?
+    );
     if std::env::var_os("BULRUSH_LOGS").is_some() {
         println!("{}", e2e::process::tail(&at("felix.log"), 20));
     }
@@ -125,20 +136,11 @@ fn ready() -> Result<()> {
     Ok(())
 }
 
-fn say(when: &str, pid: u32) -> Result<()> {
+fn megabytes(pid: u32, name: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let megabytes = |name: &str| -> Result<f64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
-        let kilobytes: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
-        Ok(kilobytes * 1024.0 / 1e6)
-    };
-    println!(
-        "{when}: {:.1} MB resident, of which {:.1} MB are the file's pages; at most {:.1} MB",
-        megabytes("VmRSS")?,
-        megabytes("RssFile")?,
-        megabytes("VmHWM")?
-    );
-    Ok(())
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
+    let kilobytes: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+    Ok(kilobytes * 1024.0 / 1e6)
 }
 
 fn ip(lines: &str) -> Result<()> {
