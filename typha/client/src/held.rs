@@ -400,6 +400,15 @@ mod tests {
         Position { source: 77, low, high, steady: high, witness: None }
     }
 
+    /// Nothing has happened since 10.
+    fn beat(seq: u64, revision: u64) -> Heartbeat {
+        Heartbeat {
+            seq,
+            positions: Some([position(revision, 10)].into_iter().collect()),
+            ..Default::default()
+        }
+    }
+
     fn cut(epoch: &str, seq: u64, revision: u64) -> Cut {
         let token = Token {
             history: "h".into(),
@@ -505,10 +514,6 @@ mod tests {
     #[test]
     fn effects_of_a_replica_that_is_behind_take_the_proof_back_until_the_next_cut() {
         let mut held = joined();
-        let beat = |seq, revision| {
-            let positions = Some([position(revision, 10)].into_iter().collect());
-            Heartbeat { seq, positions, ..Default::default() }
-        };
         held.on_heartbeat(&beat(2, 20), "e1");
         held.on_hello(&hello(ResumeVerdict::ResumeDigest));
         held.on_entries(vec![entry(3, Some("came and went between two listings of e1"), 15)]);
@@ -570,10 +575,6 @@ mod tests {
     #[test]
     fn heartbeat_at_the_cut_moves_the_token_and_another_does_not() {
         let mut held = joined();
-        let beat = |seq, revision| {
-            let positions = Some([position(revision, 10)].into_iter().collect());
-            Heartbeat { seq, positions, ..Default::default() }
-        };
         held.on_heartbeat(&beat(3, 20), "e1");
         held.on_heartbeat(&beat(2, 20), "e2");
         assert_eq!(range(&held), (10, 10));
