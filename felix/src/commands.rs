@@ -7,10 +7,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 /// Longer than iptables itself waits for its lock.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// As much as a pipe holds, in bytes.
+const PIPE: usize = 65_536;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -26,9 +28,29 @@ pub enum CommandError {
 
 #[async_trait]
 pub trait Commands: Send + Sync {
-    /// Runs a program with `stdin` as its input and returns what it printed.
-    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError>;
+    /// Runs a program with `stdin` as its input and hands over each line that it prints, without its end, as it comes:
+    /// what a kernel's sets and rules are in text is many times what they are. After an error what came is a part.
+    async fn lines(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError>;
+
+    /// The same, for what is small: returns all that was printed.
+    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+        let mut printed = String::new();
+        let mut line = |line: &str| {
+            printed.push_str(line);
+            printed.push('\n');
+        };
+        self.lines(program, args, stdin, &mut line).await?;
+        Ok(printed)
+    }
 }
+
+pub type OnLine<'a> = dyn FnMut(&str) + Send + 'a;
 
 /// Real processes, in the caller's network namespace.
 #[derive(Debug, Default)]
@@ -39,7 +61,13 @@ pub struct Processes {
 
 #[async_trait]
 impl Commands for Processes {
-    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+    async fn lines(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError> {
         let command = || format!("{program} {}", args.join(" "));
         let io = |source| CommandError::Io { command: command(), source };
         let started = Instant::now();
@@ -64,16 +92,78 @@ impl Commands for Processes {
                 }
             }
         };
-        let finished = async { tokio::join!(feed, child.wait_with_output()).1 };
-        let output = match tokio::time::timeout(DEADLINE, finished).await {
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let finished = async {
+            let (_, printed, complaint, status) =
+                tokio::join!(feed, each_line(stdout, line), all(stderr), child.wait());
+            printed.and(status).and_then(|status| Ok((status, complaint?)))
+        };
+        let (status, complaint) = match tokio::time::timeout(DEADLINE, finished).await {
             Err(_) => return Err(CommandError::TimedOut { command: command() }),
-            Ok(output) => output.map_err(io)?,
+            Ok(finished) => finished.map_err(io)?,
         };
         tracing::trace!(program, ?args, elapsed_us = started.elapsed().as_micros() as u64, "program ended");
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        if status.success() {
+            return Ok(());
         }
-        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(CommandError::Failed { command: command(), status: output.status.code().unwrap_or(-1), stderr })
+        let stderr = String::from_utf8_lossy(&complaint).trim().to_owned();
+        Err(CommandError::Failed { command: command(), status: status.code().unwrap_or(-1), stderr })
+    }
+}
+
+async fn each_line(source: Option<impl AsyncRead + Unpin>, line: &mut OnLine<'_>) -> std::io::Result<()> {
+    let Some(source) = source else { return Ok(()) };
+    let mut source = BufReader::with_capacity(PIPE, source);
+    let mut bytes = Vec::new();
+    while source.read_until(b'\n', &mut bytes).await? > 0 {
+        line(String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).as_ref());
+        bytes.clear();
+    }
+    Ok(())
+}
+
+async fn all(source: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut source) = source {
+        source.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn shell(script: &str) -> (Vec<String>, Result<(), CommandError>) {
+        let mut lines = Vec::new();
+        let mut line = |line: &str| lines.push(line.to_owned());
+        let result = Processes::default().lines("sh", &["-c", script], "in\n", &mut line).await;
+        (lines, result)
+    }
+
+    #[tokio::test]
+    async fn each_line_comes_once_and_the_last_needs_no_end() {
+        let (lines, result) = shell("cat; printf '\\n\\377b\\nlast'; echo aside >&2").await;
+        result.unwrap();
+        assert_eq!(lines, ["in", "", "\u{fffd}b", "last"]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_has_status_and_complaint() {
+        let (lines, result) = shell("echo one; echo no >&2; exit 3").await;
+        assert_eq!(lines, ["one"]);
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "`sh -c echo one; echo no >&2; exit 3` failed with status 3: no"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_installed_is_named() {
+        let error = Processes::default().run("no-such-program", &[], "").await.unwrap_err();
+        assert!(
+            matches!(&error, CommandError::Missing { program } if program == "no-such-program"),
+            "{error}"
+        );
     }
 }

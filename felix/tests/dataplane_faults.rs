@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use dataplane_support::cluster::{cluster, endpoint, workload_key};
 use dataplane_support::node::{Node, SOCKET};
 use dataplane_support::{Lab, Mount, eventually, in_namespace};
-use felix::commands::{CommandError, Commands};
+use felix::commands::{CommandError, Commands, OnLine};
 use felix::control::ask;
 use felix::iptables::Backend;
 use syncer_common::model::{Key, Update};
@@ -34,7 +34,13 @@ struct Failing {
 
 #[async_trait]
 impl Commands for Failing {
-    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+    async fn lines(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError> {
         if program == self.program && args.contains(&self.argument) {
             let fails = |left: usize| left.checked_sub(1);
             if self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
@@ -43,7 +49,7 @@ impl Commands for Failing {
             }
             tokio::time::sleep(self.pause).await;
         }
-        self.commands.run(program, args, stdin).await
+        self.commands.lines(program, args, stdin, line).await
     }
 }
 
@@ -153,7 +159,13 @@ struct Refusing {
 
 #[async_trait]
 impl Commands for Refusing {
-    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+    async fn lines(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError> {
         let rule = |line: &str| {
             line.split(' ').any(|word| word == self.chain)
                 && line.starts_with("-A")
@@ -164,7 +176,7 @@ impl Commands for Refusing {
                 let stderr = format!("line {} failed", at + 1);
                 Err(CommandError::Failed { command: program.to_owned(), status: 1, stderr })
             }
-            None => self.commands.run(program, args, stdin).await,
+            None => self.commands.lines(program, args, stdin, line).await,
         }
     }
 }
@@ -353,11 +365,17 @@ struct Hanging {
 
 #[async_trait]
 impl Commands for Hanging {
-    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+    async fn lines(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError> {
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        self.commands.run(program, args, stdin).await
+        self.commands.lines(program, args, stdin, line).await
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dataplane_support::{Lab, eventually, in_namespace};
-use felix::commands::{CommandError, Commands};
+use felix::commands::{CommandError, Commands, OnLine};
 use felix::ifacemonitor::{Event, Monitor};
 use felix::ipsets::IpSets;
 use felix::iptables::IpVersion;
@@ -93,9 +93,15 @@ struct Recorded {
 
 #[async_trait]
 impl Commands for Recorded {
-    async fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+    async fn lines(
+        &self,
+        program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError> {
         self.inputs.lock().unwrap().extend((!stdin.is_empty()).then(|| stdin.to_owned()));
-        self.commands.run(program, args, stdin).await
+        self.commands.lines(program, args, stdin, line).await
     }
 }
 

@@ -250,12 +250,13 @@ struct Failing {
 
 #[async_trait::async_trait]
 impl felix::commands::Commands for Failing {
-    async fn run(
+    async fn lines(
         &self,
         program: &str,
         args: &[&str],
         stdin: &str,
-    ) -> Result<String, felix::commands::CommandError> {
+        line: &mut felix::commands::OnLine<'_>,
+    ) -> Result<(), felix::commands::CommandError> {
         use std::sync::atomic::Ordering::Relaxed;
         let due =
             !stdin.is_empty() && self.failures.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
@@ -263,7 +264,7 @@ impl felix::commands::Commands for Failing {
             let stderr = "Resource temporarily unavailable".into();
             return Err(felix::commands::CommandError::Failed { command: program.into(), status: 4, stderr });
         }
-        self.real.run(program, args, stdin).await
+        self.real.lines(program, args, stdin, line).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads what `ipset save` prints. Pure.
+//! Reads what `ipset save` and `ipset list` print. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,32 +22,49 @@ pub struct Header {
     pub max_size: u32,
 }
 
-/// Our sets of one family among all that were printed.
-pub fn owned_sets(version: IpVersion, saved: &str) -> BTreeMap<String, KernelSet> {
-    let mut sets: BTreeMap<String, KernelSet> = BTreeMap::new();
-    for line in saved.lines() {
+/// Reads our sets of one family, line by line, and gives each away when it is whole: a node's sets together are many
+/// times the largest of them.
+pub struct SetReader {
+    version: IpVersion,
+    current: Option<(String, KernelSet)>,
+}
+
+impl SetReader {
+    pub fn new(version: IpVersion) -> SetReader {
+        SetReader { version, current: None }
+    }
+
+    /// Returns the set that ends before this line.
+    pub fn line(&mut self, line: &str) -> Option<(String, KernelSet)> {
         let mut words = line.split_whitespace();
-        let (verb, Some(name)) = (words.next(), words.next()) else { continue };
-        if !owned(version, name) {
-            continue;
-        }
-        match verb {
-            Some("create") => {
-                sets.insert(name.into(), KernelSet { header: header(words), members: Some(BTreeSet::new()) });
+        match (words.next(), words.next()) {
+            (Some("create"), Some(name)) => {
+                let made = || {
+                    let set = KernelSet { header: header(words), members: Some(BTreeSet::new()) };
+                    (name.to_owned(), set)
+                };
+                std::mem::replace(&mut self.current, owned(self.version, name).then(made))
             }
-            Some("add") => {
-                let Some(set) = sets.get_mut(name) else { continue };
-                let read =
-                    words.next().zip(set.header.kind).and_then(|(text, kind)| Member::parse(kind, text));
-                set.members = set.members.take().zip(read).map(|(mut members, read)| {
-                    members.extend(read);
-                    members
-                });
+            (Some("add"), Some(name)) => {
+                let set = self.current.as_mut().filter(|(current, _)| current == name);
+                if let Some((_, set)) = set {
+                    let read =
+                        words.next().zip(set.header.kind).and_then(|(text, kind)| Member::parse(kind, text));
+                    set.members = set.members.take().zip(read).map(|(mut members, read)| {
+                        members.extend(read);
+                        members
+                    });
+                }
+                None
             }
-            _ => {}
+            _ => None,
         }
     }
-    sets
+
+    /// Returns the last set.
+    pub fn finish(self) -> Option<(String, KernelSet)> {
+        self.current
+    }
 }
 
 /// How many members our sets of one family have, from what `ipset list -terse` prints.
@@ -97,9 +114,16 @@ create cali40odd list:set size 8
 add cali40odd foreign
 ";
 
+    fn owned_sets() -> BTreeMap<String, KernelSet> {
+        let mut reader = SetReader::new(IpVersion::V4);
+        let mut sets: BTreeMap<_, _> = SAVED.lines().filter_map(|line| reader.line(line)).collect();
+        sets.extend(reader.finish());
+        sets
+    }
+
     #[test]
     fn only_our_sets_of_the_family_are_read() {
-        let sets = owned_sets(IpVersion::V4, SAVED);
+        let sets = owned_sets();
         assert_eq!(sets.keys().collect::<Vec<_>>(), ["cali40a", "cali40odd"]);
         let a = &sets["cali40a"];
         assert_eq!(
@@ -112,7 +136,7 @@ add cali40odd foreign
 
     #[test]
     fn an_unknown_type_has_no_trustworthy_members() {
-        let odd = &owned_sets(IpVersion::V4, SAVED)["cali40odd"];
+        let odd = &owned_sets()["cali40odd"];
         assert_eq!((odd.header.kind, &odd.members), (None, &None));
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use felix_calc::output::IpSetKind;
 
-use super::parse::{KernelSet, owned_sets, owned_sizes};
+use super::parse::{KernelSet, SetReader, owned_sizes};
 use super::{Member, kernel_name, render, temporary_prefix};
 use crate::commands::{CommandError, Commands};
 use crate::drift;
@@ -60,6 +60,26 @@ impl Pending {
 struct Doomed {
     kind: Option<IpSetKind>,
     members: BTreeSet<Member>,
+}
+
+/// What a reading of the kernel has shown so far.
+#[derive(Default)]
+struct Found {
+    /// Of the wanted sets that are there.
+    pending: BTreeMap<String, Pending>,
+    doomed: BTreeMap<String, Doomed>,
+}
+
+impl Found {
+    fn set(&mut self, sets: &IpSets, name: String, held: KernelSet) {
+        if let Some(set) = sets.sets.get(&name) {
+            let pending = sets.lack(set, held);
+            self.pending.insert(name, pending);
+        } else {
+            let kind = held.members.is_some().then_some(held.header.kind).flatten();
+            self.doomed.insert(name, Doomed { kind, members: held.members.unwrap_or_default() });
+        }
+    }
 }
 
 pub struct IpSets {
@@ -265,8 +285,7 @@ impl IpSets {
         }
         if self.resync {
             self.read_at = Instant::now();
-            let saved = self.run(&["save"], "").await?;
-            self.compare(owned_sets(self.version, &saved));
+            self.compare().await?;
             self.read_cost = self.read_at.elapsed();
             self.resync = false;
         }
@@ -337,26 +356,27 @@ impl IpSets {
         self.sets.iter().all(settled) && kernel.keys().all(known)
     }
 
-    /// Sets the pending work from what the kernel holds.
-    fn compare(&mut self, mut kernel: BTreeMap<String, KernelSet>) {
+    /// Reads the kernel, each set as it comes, and sets the pending work from what it holds.
+    async fn compare(&mut self) -> Result<(), CommandError> {
+        let mut reader = SetReader::new(self.version);
+        let mut found = Found::default();
+        metrics::ipset_call();
+        let mut line = |line: &str| {
+            if let Some((name, set)) = reader.line(line) {
+                found.set(self, name, set);
+            }
+        };
+        self.commands.lines("ipset", &["save"], "", &mut line).await?;
+        if let Some((name, set)) = reader.finish() {
+            found.set(self, name, set);
+        }
+        let Found { mut pending, doomed } = found;
         self.dirty.clear();
         self.refused.clear();
         let mut changes = Vec::new();
         for (name, set) in &mut self.sets {
             let settled = set.pending.is_nothing();
-            set.pending = match kernel.remove(name) {
-                None => Pending::Create,
-                Some(found) => {
-                    let header = &found.header;
-                    let right =
-                        header.family == render::family(self.version) && header.max_size == self.max_size;
-                    match found.members {
-                        _ if header.kind != Some(set.kind) => Pending::Recreate,
-                        Some(held) if right => difference(&set.members, &held),
-                        _ => Pending::Swap,
-                    }
-                }
-            };
+            set.pending = pending.remove(name).unwrap_or(Pending::Create);
             if !set.pending.is_nothing() {
                 self.dirty.insert(name.clone());
             }
@@ -372,18 +392,24 @@ impl IpSets {
                 _ => {}
             }
         }
-        let unknown = kernel.keys().filter(|name| !self.doomed.contains_key(*name));
+        let unknown = doomed.keys().filter(|name| !self.doomed.contains_key(*name));
         changes.extend(unknown.map(|name| (name.clone(), "added")));
         if std::mem::replace(&mut self.seen, true) {
             drift::report("set", changes);
         }
-        self.doomed = kernel
-            .into_iter()
-            .map(|(name, found)| {
-                let kind = found.members.is_some().then_some(found.header.kind).flatten();
-                (name, Doomed { kind, members: found.members.unwrap_or_default() })
-            })
-            .collect();
+        self.doomed = doomed;
+        Ok(())
+    }
+
+    /// What a wanted set lacks, given what the kernel holds under its name.
+    fn lack(&self, set: &Set, held: KernelSet) -> Pending {
+        let header = held.header;
+        let right = header.family == render::family(self.version) && header.max_size == self.max_size;
+        match held.members {
+            _ if header.kind != Some(set.kind) => Pending::Recreate,
+            Some(held) if right => difference(&set.members, &held),
+            _ => Pending::Swap,
+        }
     }
 
     fn restore_text(&self, names: &[String]) -> String {

@@ -49,49 +49,63 @@ pub fn is_our_chain(name: &str) -> bool {
     name.starts_with("cali-") || name.starts_with("felix-")
 }
 
-/// Reads one table; other tables in the text are passed over. No text is an empty table: the nft backend
-/// prints nothing for a table that nobody has used.
-pub fn parse_save(text: &str, table: TableName) -> Result<SavedTable, ParseError> {
-    let table = table.name();
-    let mut saved = SavedTable::default();
-    let mut inside = false;
-    for (index, line) in text.lines().enumerate() {
-        let number = index + 1;
-        let line = line.trim_end();
-        if line.is_empty() {
-            continue;
+/// Reads one table, line by line; other tables in the text are passed over. No text is an empty table: the nft
+/// backend prints nothing for a table that nobody has used.
+pub struct SaveReader {
+    table: TableName,
+    saved: SavedTable,
+    /// Between the table's head and its `COMMIT`.
+    inside: bool,
+    lines: usize,
+    /// The first; what comes after it is not read.
+    error: Option<ParseError>,
+}
+
+impl SaveReader {
+    pub fn new(table: TableName) -> SaveReader {
+        SaveReader { table, saved: SavedTable::default(), inside: false, lines: 0, error: None }
+    }
+
+    pub fn line(&mut self, line: &str) {
+        self.lines += 1;
+        if self.error.is_none() {
+            self.error = self.read(line.trim_end()).err();
         }
+    }
+
+    pub fn finish(mut self) -> Result<SavedTable, ParseError> {
+        self.saved.chains.values_mut().for_each(|chain| chain.rules.shrink_to_fit());
+        match self.error {
+            Some(error) => Err(error),
+            None if self.inside => Err(ParseError::Truncated { table: self.table.name() }),
+            None => Ok(self.saved),
+        }
+    }
+
+    fn read(&mut self, line: &str) -> Result<(), ParseError> {
+        let table = self.table.name();
+        let malformed = || ParseError::Malformed { line: self.lines, text: line.to_owned() };
         if let Some(remark) = line.strip_prefix('#') {
             if remark.contains("is incompatible, use 'nft' tool") && names_table(remark, table) {
                 return Err(ParseError::Incompatible { table });
             }
-            continue;
-        }
-        if let Some(name) = line.strip_prefix('*') {
-            inside = name == table;
-        } else if !inside {
-            continue;
+        } else if let Some(name) = line.strip_prefix('*') {
+            self.inside = name == table;
+        } else if line.is_empty() || !self.inside {
         } else if line == "COMMIT" {
-            inside = false;
+            self.inside = false;
         } else if let Some(declaration) = line.strip_prefix(':') {
             let mut words = declaration.split_whitespace();
-            let (Some(name), Some(policy)) = (words.next(), words.next()) else {
-                return Err(ParseError::Malformed { line: number, text: line.to_owned() });
-            };
+            let (name, policy) = words.next().zip(words.next()).ok_or_else(malformed)?;
             let policy = (policy != "-").then(|| policy.to_owned());
-            saved.chains.insert(name.to_owned(), SavedChain { policy, rules: Vec::new() });
+            self.saved.chains.insert(name.to_owned(), SavedChain { policy, rules: Vec::new() });
         } else {
-            let (name, rule) = parse_rule(line)
-                .ok_or_else(|| ParseError::Malformed { line: number, text: line.to_owned() })?;
-            let chain = saved
-                .chains
-                .get_mut(name)
-                .ok_or_else(|| ParseError::UndeclaredChain { line: number, chain: name.to_owned() })?;
-            chain.rules.push(rule);
+            let (name, rule) = parse_rule(line).ok_or_else(malformed)?;
+            let undeclared = || ParseError::UndeclaredChain { line: self.lines, chain: name.to_owned() };
+            self.saved.chains.get_mut(name).ok_or_else(undeclared)?.rules.push(rule);
         }
+        Ok(())
     }
-    saved.chains.values_mut().for_each(|chain| chain.rules.shrink_to_fit());
-    if inside { Err(ParseError::Truncated { table }) } else { Ok(saved) }
 }
 
 fn names_table(remark: &str, table: &str) -> bool {
@@ -125,6 +139,13 @@ fn first_id(text: &str) -> Option<RuleId> {
         }
     }
     None
+}
+
+#[cfg(test)]
+pub(super) fn parse_save(text: &str, table: TableName) -> Result<SavedTable, ParseError> {
+    let mut reader = SaveReader::new(table);
+    text.lines().for_each(|line| reader.line(line));
+    reader.finish()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::parse::{ParseError, SavedTable, parse_save};
+use super::parse::{ParseError, SaveReader, SavedTable};
 use super::{Backend, IpVersion, TableName, features};
 use crate::commands::{CommandError, Commands};
 use crate::metrics;
@@ -48,8 +48,10 @@ impl Iptables {
     }
 
     pub async fn save(&self, table: TableName) -> Result<SavedTable, TableError> {
-        let saved = match self.commands.run(&self.save, &["-t", table.name()], "").await {
-            Ok(text) => parse_save(&text, table).map_err(TableError::from),
+        let mut reader = SaveReader::new(table);
+        let args = ["-t", table.name()];
+        let saved = match self.commands.lines(&self.save, &args, "", &mut |line| reader.line(line)).await {
+            Ok(()) => reader.finish().map_err(TableError::from),
             Err(error) => Err(TableError::Read(error)),
         };
         metrics::save(saved.is_err());

@@ -1,41 +1,56 @@
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
 use super::*;
+use crate::commands::OnLine;
 
-/// Remembers what it was asked to do; `save` answers a given text; restores fail as often as told.
+/// Remembers what it was asked to do; `save` answers a given text, or half of it and fails; restores fail as often as told.
 #[derive(Default)]
 struct FakeIpset {
     saved: Mutex<String>,
+    breaks_off: AtomicBool,
     restores: Mutex<Vec<String>>,
     failures: Mutex<usize>,
 }
 
 #[async_trait]
 impl Commands for FakeIpset {
-    async fn run(&self, _program: &str, args: &[&str], stdin: &str) -> Result<String, CommandError> {
+    async fn lines(
+        &self,
+        _program: &str,
+        args: &[&str],
+        stdin: &str,
+        line: &mut OnLine<'_>,
+    ) -> Result<(), CommandError> {
         match args {
-            ["save"] => Ok(self.saved.lock().unwrap().clone()),
+            ["save"] => {
+                let saved = self.saved.lock().unwrap();
+                let breaks_off = self.breaks_off.load(Ordering::SeqCst);
+                let all = saved.lines().count();
+                saved.lines().take(if breaks_off { all / 2 } else { all }).for_each(line);
+                if breaks_off { Err(failed("save")) } else { Ok(()) }
+            }
             ["restore"] => {
                 let mut failures = self.failures.lock().unwrap();
                 if *failures > 0 {
                     *failures -= 1;
-                    return Err(CommandError::Failed {
-                        command: "ipset restore".into(),
-                        status: 1,
-                        stderr: "no".into(),
-                    });
+                    return Err(failed("restore"));
                 }
                 self.restores.lock().unwrap().push(stdin.into());
-                Ok(String::new())
+                Ok(())
             }
             other => {
                 self.restores.lock().unwrap().push(other.join(" "));
-                Ok(String::new())
+                Ok(())
             }
         }
     }
+}
+
+fn failed(verb: &str) -> CommandError {
+    CommandError::Failed { command: format!("ipset {verb}"), status: 1, stderr: "no".into() }
 }
 
 impl FakeIpset {
@@ -123,4 +138,21 @@ async fn nonsense_members_leave_the_rest_in_place() {
     sets.replace("a", IpSetKind::Ip, ["10.0.0.1", "example.com"]);
     sets.apply_updates().await.unwrap();
     assert_eq!(fake.take(), "create cali40a hash:ip family inet maxelem 100\nadd cali40a 10.0.0.1 -exist\n");
+}
+
+#[tokio::test]
+async fn a_reading_that_breaks_off_says_nothing() {
+    let saved = "create cali40a hash:ip family inet maxelem 100\nadd cali40a 10.0.0.1\n\
+        create cali40b hash:ip family inet maxelem 100\nadd cali40b 10.0.0.2\n";
+    let (fake, mut sets) = setup(saved);
+    sets.replace("a", IpSetKind::Ip, ["10.0.0.1"]);
+    sets.replace("b", IpSetKind::Ip, ["10.0.0.2"]);
+    sets.apply_updates().await.unwrap();
+    fake.breaks_off.store(true, Ordering::SeqCst);
+    sets.queue_resync();
+    assert!(sets.apply_updates().await.is_err());
+    assert!(sets.has_updates() && sets.dirty.is_empty());
+    fake.breaks_off.store(false, Ordering::SeqCst);
+    assert_eq!(sets.apply_updates().await.unwrap(), 0);
+    assert_eq!(fake.take(), "");
 }
