@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
-use crate::routetable::{Route, netlink};
+use crate::routetable::{Route, listing, netlink};
 
 /// Multicast groups, as bits: links, neighbours, IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
 const GROUPS: u32 = (1 << 0) | (1 << 2) | (1 << 4) | (1 << 8) | (1 << 6) | (1 << 10);
@@ -83,18 +83,14 @@ impl Monitor {
     }
 }
 
-fn events(mut bytes: &[u8]) -> Vec<Event> {
+fn events(datagram: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
-    while !bytes.is_empty() {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
-            events.push(Event::Lost);
-            break;
-        };
-        let length = (message.header.length as usize).next_multiple_of(4);
-        if let NetlinkPayload::InnerMessage(inner) = message.payload {
-            events.extend(event(inner));
+    for message in listing::messages(datagram) {
+        match message.map(|message| message.payload) {
+            Ok(NetlinkPayload::InnerMessage(inner)) => events.extend(event(inner)),
+            Ok(_) => {}
+            Err(_) => events.push(Event::Lost),
         }
-        bytes = bytes.get(length.max(1)..).unwrap_or_default();
     }
     events
 }

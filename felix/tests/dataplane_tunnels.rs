@@ -270,8 +270,7 @@ async fn settle(monitor: &mut Monitor, tunnels: &mut Tunnels) {
             }
         }
         if addresses {
-            let netlink = felix::routetable::netlink::Netlink::open().unwrap();
-            tunnels.on_addresses(&netlink.interface_addresses().await.unwrap());
+            tunnels.on_addresses(&felix::routetable::listing::interface_addresses().await.unwrap());
         }
     }
 }

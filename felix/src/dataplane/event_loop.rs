@@ -26,7 +26,7 @@ use crate::ipsets::IpSets;
 use crate::iptables::tables::Tables;
 use crate::iptables::{Backend, IpVersion};
 use crate::metrics;
-use crate::routetable::netlink::Netlink;
+use crate::routetable::listing;
 use crate::routetable::{RouteTable, sysctl};
 use crate::tunnels::Tunnels;
 
@@ -68,7 +68,6 @@ pub struct Dataplane {
     pub(super) log_level: Option<String>,
     pub(super) model: Model,
     pub(super) kernel: Kernel,
-    netlink: Netlink,
     monitor: Monitor,
     pub(super) status: StatusFiles,
     /// The first proven state has arrived.
@@ -125,7 +124,6 @@ impl Dataplane {
             log_level: None,
             model,
             kernel: Kernel { tables, ipsets, routes, tunnels, forwarding: false },
-            netlink: Netlink::open()?,
             monitor,
             status,
             started: false,
@@ -479,8 +477,8 @@ impl Dataplane {
     }
 
     async fn list_interfaces(&mut self) -> anyhow::Result<()> {
-        let links = self.netlink.links().await?;
-        let addresses = self.netlink.interface_addresses().await?;
+        let links = listing::links().await?;
+        let addresses = listing::interface_addresses().await?;
         let params = self.model.params();
         let foreign = |name: &str| {
             params.routes.is_workload(name) || params.interface_exclude.iter().any(|other| other == name)

@@ -2,6 +2,7 @@
 //! settings of workload interfaces.
 
 pub mod conntrack;
+pub mod listing;
 pub mod netlink;
 pub mod ownership;
 pub mod sysctl;

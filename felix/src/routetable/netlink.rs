@@ -1,11 +1,9 @@
-//! Requests to the kernel over rtnetlink, in the network namespace where it was opened.
+//! Changes in the kernel over rtnetlink, in the network namespace where it was opened, and what its messages say.
 
 use std::net::IpAddr;
 
-use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -14,17 +12,18 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType, RouteVia,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
 use super::{Neighbour, Route, RouteKind};
 use crate::ifacemonitor::{Link, NeighbourChange};
-use crate::iptables::IpVersion;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     #[error("the route socket could not be opened: {0}")]
     Open(#[source] std::io::Error),
+    #[error("{what}: {source}")]
+    Listing { what: &'static str, source: std::io::Error },
     #[error("{what}: {source}")]
     Request { what: String, source: rtnetlink::Error },
 }
@@ -82,53 +81,6 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
         let connection = tokio::spawn(connection);
         Ok(Netlink { handle, connection })
-    }
-
-    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
-        Ok(links.map_err(failed("listing interfaces"))?.iter().filter_map(link).collect())
-    }
-
-    /// All addresses with their networks' lengths, with the interface they are on.
-    pub async fn interface_addresses(&self) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
-        let messages = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
-        let messages = messages.map_err(failed("listing addresses"))?;
-        Ok(messages
-            .iter()
-            .filter_map(|message| {
-                // On a point-to-point link `Address` is the other end.
-                let local = message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) => Some(*address),
-                    _ => None,
-                });
-                let plain = message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                });
-                let net = IpNet::new(local.or(plain)?, message.header.prefix_len).ok()?;
-                Some((message.header.index, net))
-            })
-            .collect())
-    }
-
-    /// Unicast routes and blackholes of the main table.
-    pub async fn routes(&self, version: IpVersion) -> Result<Vec<Route>, NetlinkError> {
-        let filter = match version {
-            IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            IpVersion::V6 => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        };
-        let messages = self.handle.route().get(filter).execute().try_collect::<Vec<_>>().await;
-        Ok(messages.map_err(failed("listing routes"))?.iter().filter_map(route).collect())
-    }
-
-    pub async fn neighbours(&self, version: IpVersion) -> Result<Vec<Neighbour>, NetlinkError> {
-        let family = match version {
-            IpVersion::V4 => AddressFamily::Inet,
-            IpVersion::V6 => AddressFamily::Inet6,
-        };
-        let request = self.handle.neighbours().get().set_address_family(family).execute();
-        let messages = request.try_collect::<Vec<_>>().await.map_err(failed("listing neighbours"))?;
-        Ok(messages.iter().filter_map(neighbour).collect())
     }
 
     /// Adds, or takes the place of the one with the same destination and metric.
@@ -270,7 +222,7 @@ fn route_message(route: &Route) -> RouteMessage {
     message
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+pub(crate) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     if message.header.state != NeighbourState::Permanent {
         return None;
     }

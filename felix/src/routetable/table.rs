@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::netlink::{Netlink, NetlinkError};
 use super::ownership::Ownership;
-use super::{Neighbour, Route, RouteKind, conntrack, sysctl};
+use super::{Neighbour, Route, RouteKind, conntrack, listing, sysctl};
 use crate::commands::Commands;
 use crate::drift;
 use crate::ifacemonitor::Interfaces;
@@ -255,11 +255,11 @@ impl RouteTable {
 
     async fn list(&mut self) -> Result<(), NetlinkError> {
         let mut links = Interfaces::default();
-        links.replace_all(self.netlink.links().await?);
+        links.replace_all(listing::links().await?);
         let interfaces = std::mem::replace(&mut self.interfaces, links);
         let mut routes = BTreeSet::new();
         for &version in &self.versions {
-            routes.extend(self.netlink.routes(version).await?);
+            routes.extend(listing::routes(version).await?);
         }
         // What was made here stays ours when its interface is given a name that is no workload's.
         let ours = |dst: IpNet, index: u32| {
@@ -267,7 +267,7 @@ impl RouteTable {
                 || self.made.contains(&(dst, index))
         };
         routes.retain(|route| route.interface.is_some_and(|index| ours(route.dst, index)));
-        let mut neighbours: BTreeSet<_> = self.netlink.neighbours(IpVersion::V4).await?.into_iter().collect();
+        let mut neighbours: BTreeSet<_> = listing::neighbours(IpVersion::V4).await?.into_iter().collect();
         neighbours.retain(|neighbour| ours(neighbour.address.into(), neighbour.interface));
         let flapped = std::mem::take(&mut self.flapped);
         let steady = |index: u32| {

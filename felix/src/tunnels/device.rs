@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
@@ -13,6 +12,7 @@ use rtnetlink::{LinkIpIp, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::Forwarding;
 use crate::ifacemonitor::Link;
+use crate::routetable::listing;
 use crate::routetable::netlink::{Netlink, NetlinkError, address_of, failed, link};
 
 /// A tunnel device as it should be.
@@ -47,13 +47,17 @@ pub struct Found {
     pub vxlan: Option<Vxlan>,
 }
 
-impl Netlink {
-    /// Every interface, with what is special to tunnels.
-    pub async fn devices(&self) -> Result<Vec<Found>, NetlinkError> {
-        let messages = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
-        Ok(messages.map_err(failed("listing interfaces"))?.iter().filter_map(found).collect())
-    }
+/// Every interface, with what is special to tunnels.
+pub async fn devices() -> Result<Vec<Found>, NetlinkError> {
+    listing::all_links(found).await
+}
 
+/// Forwarding entries of all interfaces that were made, not learnt.
+pub async fn forwarding_entries() -> Result<Vec<Forwarding>, NetlinkError> {
+    listing::all_neighbours("listing forwarding entries", AddressFamily::Bridge, forwarding).await
+}
+
+impl Netlink {
     pub async fn add_device(&self, device: &Device) -> Result<(), NetlinkError> {
         let message = match &device.vxlan {
             Some(vxlan) => {
@@ -96,13 +100,6 @@ impl Netlink {
         let message = add.message_mut().clone();
         let request = self.handle.address().del(message);
         request.execute().await.map_err(failed(format!("removing address {address}")))
-    }
-
-    /// Forwarding entries of all interfaces that were made, not learnt.
-    pub async fn forwarding(&self) -> Result<Vec<Forwarding>, NetlinkError> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
-        let messages = request.try_collect::<Vec<_>>().await.map_err(failed("listing forwarding entries"))?;
-        Ok(messages.iter().filter_map(forwarding).collect())
     }
 
     pub async fn replace_forwarding(&self, entry: &Forwarding) -> Result<(), NetlinkError> {

@@ -15,7 +15,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::InfoKind;
 
 use super::Forwarding;
-use super::device::{Device, Found};
+use super::device::{self, Device, Found};
 use super::settings::TunnelSettings;
 use super::wanted::{self, Cluster, DEVICES, Host, PROTOCOL};
 use crate::drift;
@@ -23,7 +23,7 @@ use crate::ifacemonitor::{Link, NeighbourChange};
 use crate::iptables::IpVersion;
 use crate::metrics;
 use crate::routetable::netlink::{Netlink, NetlinkError};
-use crate::routetable::{Neighbour, Route, ownership};
+use crate::routetable::{Neighbour, Route, listing, ownership};
 use crate::rules::nat::IPIP_DEVICE;
 
 /// What BIRD marks its routes with.
@@ -226,7 +226,7 @@ impl Tunnels {
 
     async fn list(&mut self) -> Result<(), NetlinkError> {
         let mut kernel = Kernel::default();
-        for found in self.netlink.devices().await? {
+        for found in device::devices().await? {
             if self.settings.is_workload(&found.link.name) {
                 continue;
             }
@@ -235,7 +235,7 @@ impl Tunnels {
                 kernel.devices.insert(found.link.name.clone(), found);
             }
         }
-        kernel.host.addresses = self.netlink.interface_addresses().await?;
+        kernel.host.addresses = listing::interface_addresses().await?;
         kernel.host.addresses.retain(|(index, _)| kernel.host.links.contains_key(index));
         let vxlan: Vec<u32> = kernel
             .devices
@@ -245,16 +245,16 @@ impl Tunnels {
             .collect();
         if !vxlan.is_empty() {
             for &version in &self.versions {
-                kernel.neighbours.extend(self.netlink.neighbours(version).await?);
+                kernel.neighbours.extend(listing::neighbours(version).await?);
             }
             kernel.neighbours.retain(|neighbour| vxlan.contains(&neighbour.interface));
-            kernel.forwarding.extend(self.netlink.forwarding().await?);
+            kernel.forwarding.extend(device::forwarding_entries().await?);
             kernel.forwarding.retain(|entry| vxlan.contains(&entry.interface));
         }
         let mut before = std::mem::replace(&mut self.kernel, kernel);
         let mut routes = BTreeSet::new();
         for &version in &self.versions {
-            routes.extend(self.netlink.routes(version).await?);
+            routes.extend(listing::routes(version).await?);
         }
         routes.retain(|route| self.is_ours(route));
         self.kernel.routes = routes;
