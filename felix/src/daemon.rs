@@ -28,8 +28,9 @@ use crate::dataplane::status::StatusFiles;
 use crate::iptables::{IpVersion, features};
 use crate::metrics;
 
-/// Enough for the client to read on while the calculation works; beyond that the server coalesces.
-const EVENT_BUFFER: usize = 64;
+/// Enough for the client to read on while the calculation works; beyond that the server coalesces. A message of a snapshot
+/// is a MiB, and more than that when it is decoded.
+const EVENT_BUFFER: usize = 4;
 /// One batch waits while another is programmed; changes beyond that collect in the calculation.
 const BATCH_BUFFER: usize = 1;
 const GRACE: Duration = Duration::from_secs(5);

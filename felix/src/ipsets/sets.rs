@@ -21,6 +21,8 @@ use crate::metrics;
 
 /// Destroying a set costs the kernel tens of milliseconds: a pass does a few, the next pass goes on.
 const DELETIONS_PER_PASS: usize = 4;
+/// Written at once: text, some 40 bytes a line, is held for one part at a time.
+const BATCH_LINES: usize = 20_000;
 /// Looking for changes by others may take at most one part in so many of the time.
 const LOAD_SHARE: u32 = 100;
 
@@ -29,6 +31,16 @@ struct Set {
     kind: IpSetKind,
     members: BTreeSet<Member>,
     pending: Pending,
+}
+
+impl Set {
+    /// How many lines its pending work takes, nearly.
+    fn lines(&self) -> usize {
+        match &self.pending {
+            Pending::Create | Pending::Swap | Pending::Recreate => self.members.len() + 1,
+            Pending::Change { add, remove } => add.len() + remove.len(),
+        }
+    }
 }
 
 /// What is still missing in the kernel.
@@ -289,14 +301,8 @@ impl IpSets {
             self.read_cost = self.read_at.elapsed();
             self.resync = false;
         }
-        let dirty: Vec<String> = self.dirty.iter().cloned().collect();
-        let batches: Vec<Vec<String>> = match self.isolate {
-            true => dirty.into_iter().map(|name| vec![name]).collect(),
-            false if dirty.is_empty() => Vec::new(),
-            false => vec![dirty],
-        };
         let (mut lines, mut failure) = (0, None);
-        for names in batches {
+        for names in self.batches() {
             let text = self.restore_text(&names);
             match self.run(&["restore"], &text).await {
                 Ok(_) => {
@@ -354,6 +360,24 @@ impl IpSets {
         };
         let known = |name: &String| self.sets.contains_key(name) || self.doomed.contains_key(name);
         self.sets.iter().all(settled) && kernel.keys().all(known)
+    }
+
+    /// The sets to write, in the parts that are written at once.
+    fn batches(&self) -> Vec<Vec<String>> {
+        let mut batches: Vec<Vec<String>> = Vec::new();
+        let mut room = 0;
+        for name in &self.dirty {
+            let lines = self.sets.get(name).map_or(0, Set::lines);
+            match batches.last_mut() {
+                Some(batch) if lines <= room && !self.isolate => batch.push(name.clone()),
+                _ => {
+                    batches.push(vec![name.clone()]);
+                    room = BATCH_LINES;
+                }
+            }
+            room = room.saturating_sub(lines);
+        }
+        batches
     }
 
     /// Reads the kernel, each set as it comes, and sets the pending work from what it holds.

@@ -1,3 +1,4 @@
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -155,4 +156,24 @@ async fn a_reading_that_breaks_off_says_nothing() {
     fake.breaks_off.store(false, Ordering::SeqCst);
     assert_eq!(sets.apply_updates().await.unwrap(), 0);
     assert_eq!(fake.take(), "");
+}
+
+#[tokio::test]
+async fn many_members_are_written_in_parts() {
+    let (fake, mut sets) = setup("");
+    let members: Vec<String> = (0..BATCH_LINES).map(|n| Ipv4Addr::from(n as u32).to_string()).collect();
+    for (id, count) in [("a", 10), ("b", BATCH_LINES - 20), ("c", 10), ("d", BATCH_LINES), ("e", 1)] {
+        sets.replace(id, IpSetKind::Ip, members[..count].iter().map(String::as_str));
+    }
+    sets.apply_updates().await.unwrap();
+    let parts = std::mem::take(&mut *fake.restores.lock().unwrap());
+    let made = |text: &String| -> Vec<String> {
+        text.lines()
+            .filter_map(|line| line.strip_prefix("create cali40"))
+            .map(|line| line[..1].to_owned())
+            .collect()
+    };
+    let made: Vec<_> = parts.iter().map(made).collect();
+    assert_eq!(made, [&["a", "b"][..], &["c"], &["d"], &["e"]]);
+    assert!(!sets.has_updates());
 }
